@@ -1,0 +1,77 @@
+"""What a table back end offers. The model, the loss, the loop and the checkpoint know nothing else.
+
+A back end holds every table of a run. ``lookup`` returns rows that carry a gradient; the backward pass
+of those rows applies the table's own optimizer in place, so no dense gradient of a table ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rookery.optim.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table: ``num_embeddings`` rows of ``embedding_dim`` numbers and the optimizer that moves them.
+
+    ``init_scale`` is the standard deviation of the normal that the rows are drawn from, ``max_norm`` the
+    largest Euclidean norm that a row keeps after an update (None: no limit).
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    dtype: torch.dtype
+    optimizer: OptimizerConfig
+    init_scale: float
+    max_norm: float | None = None
+
+
+class TableBackend(Protocol):
+    """All tables of one run behind one object.
+
+    The state of a back end is two flat maps of tensors, keyed by ``<table>`` for the weights and
+    ``<table>.<state>`` for the optimizer (``momentum``, ``sum``, ``exp_avg``, ``exp_avg_sq``, ``step``),
+    with shapes ``[num_embeddings, embedding_dim]``, ``[num_embeddings]`` or scalar. Both back ends use the same keys and
+    shapes: a checkpoint of one loads into the other.
+    """
+
+    @property
+    def specs(self) -> Sequence[TableSpec]: ...
+
+    def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows ``[len(ids), embedding_dim]`` of each named table in the table's dtype, in the order of the ids (int64, repeats allowed).
+
+        The backward pass applies the optimizer once per table with the summed gradient of each distinct row.
+        """
+        ...
+
+    def rows(self, table: str) -> Tensor:
+        """The whole table ``[num_embeddings, embedding_dim]`` without gradient; a view where the back end can give one."""
+        ...
+
+    def set_learning_rate(self, table: str, learning_rate: float) -> None:
+        """The rate that the next backward pass of ``table`` uses."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights by table name, for the checkpoint."""
+        ...
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Optimizer state by ``<table>.<state>``, for the checkpoint."""
+        ...
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the weights of every table."""
+        ...
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the optimizer state of every table."""
+        ...
