@@ -6,6 +6,7 @@ of those rows applies the table's own optimizer in place, so no dense gradient o
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +61,13 @@ class TableBackend(Protocol):
         """The rate that the next backward pass of ``table`` uses."""
         ...
 
+    def set_accumulating(self, accumulating: bool) -> None:
+        """While True, backward passes only collect gradients; the next one after it is False applies their sum.
+
+        A back end whose kernels cannot collect is refused when the config is read.
+        """
+        ...
+
     def weights(self) -> dict[str, Tensor]:
         """Weights by table name, for the checkpoint."""
         ...
@@ -75,3 +83,10 @@ class TableBackend(Protocol):
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite the optimizer state of every table."""
         ...
+
+
+def initial_weight(spec: TableSpec, seed: int) -> Tensor:
+    """Seeded normal rows ``[num_embeddings, embedding_dim]``; the same in every back end and for any order of tables."""
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(spec.name.encode()))
+    weight = torch.empty(spec.num_embeddings, spec.embedding_dim)
+    return weight.normal_(0.0, spec.init_scale, generator=generator).to(spec.dtype)
