@@ -1,0 +1,114 @@
+"""From a validation error to a sentence: field, value, what is wrong, remedy."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from rookery.config.base import StrictModel, members
+from rookery.config.document import KeyPath, Problem
+from rookery.config.suggest import did_you_mean
+
+_MAX_VALUE_LENGTH = 80
+_SCALARS = (bool, int, float, str)
+
+
+def describe(problem: Problem) -> str:
+    """``path.to.field=value: message``."""
+    path = problem.path[:-1] if problem.names_itself else problem.path
+    dotted = ".".join(map(str, path))
+    value = problem.value
+    if isinstance(value, _SCALARS):
+        dotted += f"={value}"[:_MAX_VALUE_LENGTH]
+    return f"{dotted}: {problem.message}" if dotted else problem.message
+
+
+def explain(model: type[StrictModel], data: Mapping[str, Any], details: ErrorDetails) -> Problem:
+    """The problem behind one error that validating ``data`` as ``model`` gave."""
+    kind = details["type"]
+    path = _path_in(data, details["loc"], absent_leaf=kind == "missing")
+    if kind == "missing":
+        return Problem(path, "is missing; add it")
+    if kind == "extra_forbidden":
+        known = [name for owner in _models_at(model, path[:-1]) for name in owner.model_fields]
+        return Problem(path, f"unknown key {path[-1]!r}; {did_you_mean(str(path[-1]), known)}", names_itself=True)
+    return Problem(path, _sentence(details) + _remedy(model, path), details["input"])
+
+
+def _path_in(data: Any, location: Sequence[str | int], absent_leaf: bool) -> KeyPath:
+    """``location`` without the names of union members, which pydantic mixes in and ``data`` does not have."""
+    path: KeyPath = ()
+    for depth, key in enumerate(location):
+        inside = key in data if isinstance(data, Mapping) else isinstance(data, Sequence) and isinstance(key, int)
+        if inside:
+            data = data[key]
+            path = (*path, key)
+        elif absent_leaf and depth == len(location) - 1:
+            path = (*path, key)
+    return path
+
+
+def _sentence(details: ErrorDetails) -> str:
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "greater_than_equal":
+            return f"must be at least {context['ge']}"
+        case "less_than_equal":
+            return f"must be at most {context['le']}"
+        case "int_from_float" | "int_parsing" | "int_type":
+            return "must be an integer"
+        case "float_parsing" | "float_type":
+            return "must be a number"
+        case "bool_type" | "bool_parsing":
+            return "must be true or false"
+        case "string_type":
+            return "must be a string; put it in quotes"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be a mapping of fields to values"
+        case "literal_error" | "enum":
+            return f"must be {context['expected']}"
+    return details["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
+
+
+def _remedy(model: type[StrictModel], path: KeyPath) -> str:
+    """What the field does when it is left out, where it may be."""
+    for owner in _models_at(model, path[:-1]):
+        if path and path[-1] in owner.model_fields:
+            return _when_left_out(owner.model_fields[str(path[-1])])
+    return ""
+
+
+def _when_left_out(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    if field.default is None:
+        return "; or leave it out"
+    return f"; leave it out for the default, {field.default}" if isinstance(field.default, _SCALARS) else ""
+
+
+def _models_at(model: type[StrictModel], path: KeyPath) -> list[type[StrictModel]]:
+    """The models that the value at ``path`` may be an instance of."""
+    annotations: list[Any] = [model]
+    for key in path:
+        annotations = [inner for annotation in annotations for inner in _inside(annotation, key)]
+    return [annotation for annotation in annotations if _is_model(annotation)]
+
+
+def _inside(annotation: Any, key: str | int) -> list[Any]:
+    if _is_model(annotation):
+        field = annotation.model_fields.get(key)
+        return list(members(field.annotation)) if field else []
+    arguments = typing.get_args(annotation)
+    # A mapping's keys come first among its arguments; lists and tuples have item types alone.
+    items = arguments[1:] if isinstance(key, str) else arguments
+    return [member for item in items for member in members(item)]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, StrictModel)
