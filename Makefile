@@ -1,0 +1,47 @@
+# The environment lives in .venv and is made when pyproject.toml, requirements/ or scripts/install change.
+PYTHON ?= python3
+ACCELERATOR ?= cpu
+export PYTHON ACCELERATOR
+ifdef TORCH_INDEX_URL
+export TORCH_INDEX_URL
+endif
+
+BIN := .venv/bin
+BASE := .venv/installed-base-$(ACCELERATOR)
+DEV := .venv/installed-dev-$(ACCELERATOR)
+INSTALL_INPUTS := pyproject.toml $(wildcard requirements/*.txt) scripts/install
+
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test check bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@echo
+	@echo "  ACCELERATOR=cpu|cuda   build of torch to install (now $(ACCELERATOR))"
+	@echo "  TORCH_INDEX_URL=...    where pip may also look for torch"
+	@echo "  PYTHON=...             interpreter, 3.10 or later (now $(PYTHON))"
+
+demo: $(BASE) ## train on a small generated graph and show what was learned
+	$(BIN)/rookery demo
+
+dev: $(DEV) ## the environment with everything that tests and checks need
+
+test: $(DEV) ## the test suite
+	$(BIN)/python -m pytest
+
+check: $(DEV) ## style, types, import contracts
+	scripts/check
+
+bench: $(DEV) ## the speed benchmarks, one JSON object a line
+	scripts/bench
+
+clean: ## remove the environment, caches and build products
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src -name '*.egg-info' -type d -prune -exec rm -rf {} +
+
+$(BASE): $(INSTALL_INPUTS)
+	scripts/install base
+
+$(DEV): $(INSTALL_INPUTS)
+	scripts/install dev
