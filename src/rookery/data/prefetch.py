@@ -1,0 +1,100 @@
+"""Batches made ready by a background thread while the model works on earlier ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from rookery.data.stream import BatchStream, Columns, StreamPosition
+
+T = TypeVar("T")
+Transform = Callable[[Columns, StreamPosition], T]
+"""Columns of a batch, and the stream's position behind it, to what the model takes.
+
+Runs ahead of the model in another thread: randomness must come from a generator seeded by the position.
+"""
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[T]):
+    """A batch ready for the model, the stream's position behind it, and the number of rows that it was made of."""
+
+    batch: T
+    position: StreamPosition
+    num_rows: int
+
+
+def prepare(stream: BatchStream, transform: Transform[T]) -> Iterator[Prepared[T]]:
+    """The stream's batches, transformed, each with its position."""
+    for columns in stream:
+        position = stream.position()
+        num_rows = next(iter(columns.values())).shape[0]
+        yield Prepared(transform(columns, position), position, num_rows)
+
+
+class Prefetcher(Generic[T]):
+    """Iterate over ``source`` in a background thread, at most ``depth`` items ahead of the consumer.
+
+    What the source raises is raised by ``next`` in its turn. ``close`` (or leaving the context) ends the thread after
+    the item that it is working on.
+    """
+
+    def __init__(self, source: Iterator[T], depth: int) -> None:
+        self._source = source
+        self._slots = threading.Semaphore(depth)
+        self._ready: SimpleQueue[_Item[T] | _End] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Prefetcher[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._closed:
+            raise StopIteration
+        ready = self._ready.get()
+        if isinstance(ready, _End):
+            self._closed = True
+            raise ready.cause
+        self._slots.release()
+        return ready.value
+
+    def close(self) -> None:
+        """End the thread; items made ahead are dropped."""
+        self._closed = True
+        self._slots.release()
+        self._thread.join()
+
+    def __enter__(self) -> Prefetcher[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _produce(self) -> None:
+        try:
+            while True:
+                self._slots.acquire()
+                if self._closed:
+                    return
+                self._ready.put(_Item(next(self._source)))
+        # Everything travels to the consumer, where it is raised: StopIteration at the end, or the source's error.
+        except BaseException as cause:
+            self._ready.put(_End(cause))
+
+
+@dataclass(frozen=True)
+class _Item(Generic[T]):
+    value: T
+
+
+@dataclass(frozen=True)
+class _End:
+    cause: BaseException
