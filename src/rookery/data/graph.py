@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from rookery.config.base import StrictModel
 from rookery.errors import DataError
 from rookery.types import Side
 
@@ -27,11 +28,7 @@ MANIFEST = "manifest.json"
 IdType = Literal["string", "int64"]
 
 
-class _ManifestModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EntityTypeInfo(_ManifestModel):
+class EntityTypeInfo(StrictModel):
     """One entity type: its rows are ``0 … num_entities - 1``, its ids lie in ``vocab`` (a path inside the graph)."""
 
     num_entities: int = Field(ge=0)
@@ -39,7 +36,7 @@ class EntityTypeInfo(_ManifestModel):
     id_type: IdType
 
 
-class RelationInfo(_ManifestModel):
+class RelationInfo(StrictModel):
     """One relation: entity types of its two sides and its number of edges in each split."""
 
     name: str
@@ -48,7 +45,7 @@ class RelationInfo(_ManifestModel):
     num_edges: dict[str, int]
 
 
-class SplitInfo(_ManifestModel):
+class SplitInfo(StrictModel):
     """One split: ``files`` are names inside ``path``, which is a path inside the graph."""
 
     path: str
@@ -56,7 +53,7 @@ class SplitInfo(_ManifestModel):
     files: tuple[str, ...]
 
 
-class Manifest(_ManifestModel):
+class Manifest(StrictModel):
     """``manifest.json``. The position of a relation in ``relations`` is its row number, the ``rel`` of an edge."""
 
     format: Literal[1] = FORMAT
@@ -69,7 +66,7 @@ class Manifest(_ManifestModel):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids of one entity type in row order; row numbers fall with total train degree, so popular rows are adjacent."""
+    """The ids of one entity type in row order: by falling train degree, so that popular rows are adjacent."""
 
     entity_type: str
     table: pa.Table  # columns id, lhs_degree, rhs_degree; row i of the table is row number i
@@ -146,7 +143,7 @@ class Graph:
         return self._split(split).num_edges
 
     def split_files(self, split: str) -> list[Path]:
-        """Parquet files of a split, in order: columns lhs, rel, rhs (int64) and, in a weighted graph, weight (float32)."""
+        """Parquet files of a split, in order: lhs, rel, rhs (int64) and, in a weighted graph, weight (float32)."""
         info = self._split(split)
         return [self.path / info.path / name for name in info.files]
 
@@ -162,7 +159,10 @@ class Graph:
         info = self.splits.get(split)
         if info is None:
             known = ", ".join(self.splits)
-            raise DataError(f"{self.path}: no split '{split}'; this graph has {known}; ask for it when ingesting (--valid, --test or --split)")
+            raise DataError(
+                f"{self.path}: no split '{split}'; this graph has {known}; "
+                "ask for it when ingesting: --valid, --test or --split"
+            )
         return info
 
     def _require_files(self) -> None:
@@ -170,7 +170,10 @@ class Graph:
         named += [file for split in self.splits for file in self.split_files(split)]
         missing = [file for file in named if not file.is_file()]
         if missing:
-            raise DataError(f"{missing[0]}: named by {self.path / MANIFEST} and absent ({len(missing)} in all); ingest the graph again")
+            raise DataError(
+                f"{missing[0]}: named by {self.path / MANIFEST} and absent ({len(missing)} in all); "
+                "ingest the graph again"
+            )
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -185,7 +188,10 @@ def _read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{file}: {field}: {first['msg']}; not a graph of format {FORMAT}: ingest it again with this version of Rookery") from error
+        raise DataError(
+            f"{file}: {field}: {first['msg']}; not a graph of format {FORMAT}: "
+            "ingest it again with this version of Rookery"
+        ) from error
 
 
 def _read_vocabulary(file: Path, num_entities: int) -> pa.Table:
@@ -200,7 +206,9 @@ def _read_vocabulary(file: Path, num_entities: int) -> pa.Table:
 
 def _cast_ids(ids: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if pa.types.is_integer(wanted) and not pa.types.is_integer(ids.type):
-        canonical = pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")  # anything else cannot be the id of a row
+        canonical = pc.match_substring_regex(
+            ids, r"^(0|-?[1-9][0-9]{0,17})$"
+        )  # anything else cannot be the id of a row
         ids = pc.if_else(canonical, ids, None)
     return ids.cast(wanted)
 
