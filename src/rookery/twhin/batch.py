@@ -1,0 +1,75 @@
+"""What one training step reads: which rows to look up, and how edges and candidates lie in them.
+
+A batch of edges is split into groups that share table pair and operator, a group into chunks. The edges of a chunk
+share their candidates (negatives): the other edges' entities of the chunk (in-batch) and rows drawn from the table of
+the right type (global). All rows of one table are looked up at once; groups and candidates know where theirs begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rookery.types import Side
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The negatives of one direction of a group.
+
+    ``start`` is the position in the lookup of ``table`` where the global negatives begin: ``num_global`` rows a chunk,
+    one chunk after the other, or the same ``num_global`` rows for all chunks where ``shared``. The first ``num_in_batch``
+    edges of a chunk lend their own entities; these columns come first.
+
+    ``masked[k]`` is ``(edges, columns)`` of the accidental true edges of chunk k; ``log_expected[k]`` ``[columns]`` the
+    logarithm of how often each candidate is expected among the negatives (None: no correction).
+    """
+
+    table: str
+    start: int
+    num_global: int
+    shared: bool
+    num_in_batch: int
+    masked: tuple[tuple[Tensor, Tensor], ...]
+    log_expected: tuple[Tensor, ...] | None
+
+    def start_of(self, chunk: int) -> int:
+        """Position of the first global negative of a chunk in the lookup of ``table``."""
+        return self.start if self.shared else self.start + chunk * self.num_global
+
+
+@dataclass(frozen=True)
+class Group:
+    """Edges of one table pair and operator: rows ``lhs_start + i`` and ``rhs_start + i`` of the lookups.
+
+    ``relation [E]`` are rows of the operator's parameters, ``weight [E]`` multiplies the loss of an edge.
+    ``chunks`` are ``(start, stop)`` within the group; ``one_relation`` says that each chunk has a single relation.
+    """
+
+    lhs_table: str
+    rhs_table: str
+    operator: str
+    relation: Tensor
+    weight: Tensor | None
+    lhs_start: int
+    rhs_start: int
+    chunks: tuple[tuple[int, int], ...]
+    one_relation: bool
+    candidates: Mapping[Side, Candidates]
+
+    def table(self, side: Side) -> str:
+        return self.lhs_table if side is Side.LHS else self.rhs_table
+
+    def start(self, side: Side) -> int:
+        return self.lhs_start if side is Side.LHS else self.rhs_start
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Row numbers to look up by table, and the groups that use them."""
+
+    ids: Mapping[str, Tensor]
+    groups: tuple[Group, ...]
+    num_edges: int

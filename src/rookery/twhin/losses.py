@@ -1,0 +1,98 @@
+"""Losses with hand-written gradients, over one positive and N negatives an edge.
+
+Each takes the score of the positive ``[E]`` and those of the negatives ``[E, N]``, where a masked negative is
+``-inf``, and returns the loss of every edge ``[E]`` with its derivatives. ``s`` is the score of the positive, ``n_j``
+of a negative:
+
+    bce                softplus(-s) + w mean_j softplus(n_j)
+    softmax            log(exp(s/τ) + sum_j exp(n_j/τ - log E_j)) - s/τ     E_j: expected count of the candidate among the
+                       negatives (log-Q correction; 1 without it)
+    bsl                the bilateral softmax loss: softmax without the positive in the partition, and its own temperature
+                       for the positive: τ log mean_j exp(n_j/τ) - s scaled by τ/τ+ (Wu et al. 2024)
+    margin_ranking     mean_j max(0, margin + n_j - s)
+    self_adversarial   softplus(-(s + margin)) + sum_j p_j softplus(n_j + margin),  p = softmax(α n) held constant
+                       (Sun et al. 2019)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """Loss ``[E]`` and its derivatives by the positive ``[E]`` and the negative scores ``[E, N]``."""
+
+    loss: Tensor
+    grad_positive: Tensor
+    grad_negatives: Tensor
+
+
+class Loss(Protocol):
+    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+        """``negatives`` may be overwritten."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bce:
+    negative_weight: float = 1.0
+
+    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+        share = self.negative_weight / max(1, negatives.shape[1])
+        grad = torch.sigmoid(negatives)
+        # softplus(n) = -log(1 - sigmoid(n)) costs half as much from the sigmoid, but loses large n; log1p(exp) keeps them
+        loss = softplus(negatives).sum(1).mul_(share).add_(softplus(-positive))
+        return LossValue(loss, -torch.sigmoid(-positive), grad.mul_(share))
+
+
+@dataclass(frozen=True)
+class Softmax:
+    temperature: float = 1.0
+
+    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+        scale = 1.0 / self.temperature
+        own = positive * scale
+        scaled = negatives.mul_(scale)
+        peak = torch.maximum(scaled.amax(1), own) if scaled.shape[1] else own
+        weights = scaled.sub_(peak.unsqueeze(1)).exp_()
+        own_weight = (own - peak).exp_()
+        total = weights.sum(1).add_(own_weight)
+        loss = total.log().add_(peak).sub_(own)
+        grad_positive = own_weight.div_(total).sub_(1.0).mul_(scale)
+        return LossValue(loss, grad_positive, weights.mul_((scale / total).unsqueeze(1)))
+
+
+@dataclass(frozen=True)
+class MarginRanking:
+    margin: float = 1.0
+
+    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+        share = 1.0 / max(1, negatives.shape[1])
+        violations = negatives.sub_((positive - self.margin).unsqueeze(1)).clamp_min_(0.0)
+        loss = violations.sum(1).mul_(share)
+        grad = violations.sign_().mul_(share)
+        return LossValue(loss, -grad.sum(1), grad)
+
+
+@dataclass(frozen=True)
+class SelfAdversarial:
+    margin: float = 0.0
+    alpha: float = 1.0
+
+    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+        num_negatives = negatives.shape[1]
+        shifted_positive = positive + self.margin
+        loss = softplus(-shifted_positive)
+        grad_positive = -torch.sigmoid(-shifted_positive)
+        if num_negatives == 0:
+            return LossValue(loss, grad_positive, negatives)
+        weights = torch.softmax(negatives * self.alpha, dim=1).nan_to_num_(0.0)  # a row of -inf only: no negatives
+        shifted = negatives.add_(self.margin)
+        loss = loss + (weights * softplus(shifted)).sum(1)
+        return LossValue(loss, grad_positive, weights.mul_(torch.sigmoid(shifted)))

@@ -1,0 +1,242 @@
+"""From a batch of edges to a ``TrainBatch``: groups, chunks, drawn negatives and masks.
+
+Runs in the prefetch thread. Everything random is a function of (seed, step), so a resumed run needs no generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rookery.twhin.batch import Candidates, Group, TrainBatch
+from rookery.twhin.negatives import NegativeSampler
+from rookery.types import Side
+
+_STEP_STRIDE = 0x9E3779B97F4A7C15  # odd: consecutive steps get seeds far apart, modulo 2**63
+
+
+class KnownPairs(Protocol):
+    """True edges: pairs ``(index into anchors, candidate row)`` of every true entity of each (relation, anchor)."""
+
+    def pairs(self, side: Side, relations: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class RelationPlan:
+    """What the planner knows of one relation: its tables, its operator and its row in that operator's parameters."""
+
+    lhs_table: str
+    rhs_table: str
+    operator: str
+    parameter_row: int
+    weight: float
+    one_relation: bool
+
+    def table(self, side: Side) -> str:
+        return self.lhs_table if side is Side.LHS else self.rhs_table
+
+
+@dataclass(frozen=True)
+class NegativePlan:
+    """How negatives are made: counts, sides, chunk size; ``num_global`` None takes every entity of the type."""
+
+    chunk_size: int
+    num_in_batch: int
+    num_global: int | None
+    sides: tuple[Side, ...]
+    log_q: bool
+
+
+class _Lookups:
+    """Row numbers to look up, table by table, in the order in which pieces are added."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[Tensor]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def add(self, table: str, rows: Tensor) -> int:
+        """Append rows; the position of the first."""
+        start = self._sizes.get(table, 0)
+        self._pieces.setdefault(table, []).append(rows)
+        self._sizes[table] = start + rows.shape[0]
+        return start
+
+    def ids(self) -> dict[str, Tensor]:
+        return {table: torch.cat(pieces) for table, pieces in self._pieces.items()}
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The edges of one group in order, and the chunk of each."""
+
+    lhs: Tensor
+    rel: Tensor
+    rhs: Tensor
+    weight: Tensor | None
+    chunks: tuple[tuple[int, int], ...]
+    chunk_of_edge: Tensor
+
+    def rows(self, side: Side) -> Tensor:
+        return self.lhs if side is Side.LHS else self.rhs
+
+
+class BatchPlanner:
+    """Turns columns ``lhs, rel, rhs[, weight]`` of a batch into a ``TrainBatch``."""
+
+    def __init__(
+        self,
+        relations: Sequence[RelationPlan],
+        negatives: NegativePlan,
+        sampler: NegativeSampler,
+        *,
+        seed: int,
+        known: KnownPairs | None = None,
+    ) -> None:
+        self._relations = tuple(relations)
+        self._negatives = negatives
+        self._sampler = sampler
+        self._seed = seed
+        self._known = known
+        self._generator = torch.Generator()
+        self._parameter_row = torch.tensor([relation.parameter_row for relation in relations])
+        self._weight = torch.tensor([relation.weight for relation in relations])
+        self._weighted = any(relation.weight != 1.0 for relation in relations)
+        kinds = [(relation.lhs_table, relation.rhs_table, relation.operator) for relation in relations]
+        self._kinds = sorted(set(kinds))
+        self._kind_of_relation = torch.tensor([self._kinds.index(kind) for kind in kinds])
+
+    def __call__(self, columns: Mapping[str, Tensor], step: int) -> TrainBatch:
+        """The batch that ``step`` (counting micro-batches from 0) trains on."""
+        self._generator.manual_seed((self._seed + (step + 1) * _STEP_STRIDE) % 2**63)
+        lookups = _Lookups()
+        groups = tuple(self._group(part, lookups) for part in self._parts(columns))
+        return TrainBatch(lookups.ids(), groups, columns["lhs"].shape[0])
+
+    def _parts(self, columns: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        if len(self._kinds) == 1:
+            return [dict(columns)]
+        kind = self._kind_of_relation[columns["rel"]]
+        chosen = [torch.nonzero(kind == number).squeeze(1) for number in range(len(self._kinds))]
+        return [{name: column[rows] for name, column in columns.items()} for rows in chosen if rows.shape[0]]
+
+    def _group(self, columns: Mapping[str, Tensor], lookups: _Lookups) -> Group:
+        plan = self._relations[int(columns["rel"][0])]
+        edges = self._edges(columns, plan.one_relation)
+        lhs_start = lookups.add(plan.lhs_table, edges.lhs)
+        rhs_start = lookups.add(plan.rhs_table, edges.rhs)
+        candidates = {side: self._candidates(plan.table(side), side, edges, lookups) for side in self._negatives.sides}
+        return Group(
+            lhs_table=plan.lhs_table,
+            rhs_table=plan.rhs_table,
+            operator=plan.operator,
+            relation=self._parameter_row[edges.rel],
+            weight=self._edge_weight(edges),
+            lhs_start=lhs_start,
+            rhs_start=rhs_start,
+            chunks=edges.chunks,
+            one_relation=plan.one_relation,
+            candidates=candidates,
+        )
+
+    def _edges(self, columns: Mapping[str, Tensor], one_relation: bool) -> _Edges:
+        rel = columns["rel"]
+        weight = columns.get("weight")
+        lhs, rhs = columns["lhs"], columns["rhs"]
+        if one_relation:
+            rel, order = torch.sort(rel, stable=True)
+            lhs, rhs = lhs[order], rhs[order]
+            weight = None if weight is None else weight[order]
+        chunks = _chunks(rel, self._negatives.chunk_size, one_relation)
+        sizes = torch.tensor([stop - start for start, stop in chunks])
+        return _Edges(lhs, rel, rhs, weight, chunks, torch.repeat_interleave(torch.arange(len(chunks)), sizes))
+
+    def _edge_weight(self, edges: _Edges) -> Tensor | None:
+        if not self._weighted:
+            return edges.weight
+        weight = self._weight[edges.rel]
+        return weight if edges.weight is None else weight * edges.weight
+
+    def _candidates(self, table: str, side: Side, edges: _Edges, lookups: _Lookups) -> Candidates:
+        plan = self._negatives
+        if plan.num_global is None:
+            every = torch.arange(self._sampler.num_entities(table))
+            masked = _split(*self._true_pairs(side, edges), edges)
+            return Candidates(table, lookups.add(table, every), every.shape[0], True, 0, masked, None)
+        drawn = self._sampler.draw(table, side, len(edges.chunks) * plan.num_global, self._generator)
+        rows, first_column = _candidate_rows(edges, side, drawn, plan)
+        masked = _split(*_columns_of(*self._true_pairs(side, edges), rows, first_column, edges), edges)
+        log_expected = None
+        if plan.log_q:
+            expected = self._sampler.log_expected(table, side, plan.num_global, plan.num_in_batch)
+            log_expected = expected[rows].split(torch.diff(first_column).tolist())
+        start = lookups.add(table, drawn)
+        return Candidates(table, start, plan.num_global, False, plan.num_in_batch, masked, log_expected)
+
+    def _true_pairs(self, side: Side, edges: _Edges) -> tuple[Tensor, Tensor]:
+        """(edge, row of the predicted side) that must not count as negative: the positive itself, and what is known."""
+        own = torch.arange(edges.rel.shape[0]), edges.rows(side)
+        if self._known is None:
+            return own
+        known = self._known.pairs(side, edges.rel, edges.rows(side.other))
+        return torch.cat([own[0], known[0]]), torch.cat([own[1], known[1]])
+
+
+def _chunks(rel: Tensor, chunk_size: int, one_relation: bool) -> tuple[tuple[int, int], ...]:
+    """Consecutive ranges of at most ``chunk_size`` edges, cut also where the relation changes if asked."""
+    if not one_relation:
+        bounds = [0, rel.shape[0]]
+    else:
+        counts = torch.unique_consecutive(rel, return_counts=True)[1]
+        bounds = [0, *counts.cumsum(0).tolist()]
+    return tuple(
+        (start, min(start + chunk_size, last))
+        for first, last in zip(bounds, bounds[1:], strict=False)
+        for start in range(first, last, chunk_size)
+    )
+
+
+def _candidate_rows(edges: _Edges, side: Side, drawn: Tensor, plan: NegativePlan) -> tuple[Tensor, Tensor]:
+    """Rows of the candidates of all chunks, one chunk after the other, and where each chunk's begin (and the last ends)."""
+    assert plan.num_global is not None
+    own = edges.rows(side)
+    pieces = []
+    for chunk, (start, stop) in enumerate(edges.chunks):
+        pieces.append(own[start : min(stop, start + plan.num_in_batch)])
+        pieces.append(drawn[chunk * plan.num_global : (chunk + 1) * plan.num_global])
+    sizes = [min(stop - start, plan.num_in_batch) + plan.num_global for start, stop in edges.chunks]
+    return torch.cat(pieces), torch.tensor([0, *sizes]).cumsum(0)
+
+
+def _columns_of(
+    pair_edges: Tensor, pair_rows: Tensor, rows: Tensor, first_column: Tensor, edges: _Edges
+) -> tuple[Tensor, Tensor]:
+    """(edge, candidate column of its chunk) wherever a pair's row is among the candidates, repeats included.
+
+    One sorted list of (chunk, row) keys serves all chunks.
+    """
+    stride = int(torch.maximum(rows.max(), pair_rows.max())) + 1
+    num_chunks = first_column.shape[0] - 1
+    chunk_of_column = torch.repeat_interleave(torch.arange(num_chunks), torch.diff(first_column))
+    keys, order = torch.sort(chunk_of_column * stride + rows, stable=True)
+    wanted = edges.chunk_of_edge[pair_edges] * stride + pair_rows
+    first = torch.searchsorted(keys, wanted)
+    counts = torch.searchsorted(keys, wanted, right=True) - first
+    found = torch.nonzero(counts).squeeze(1)
+    first, counts = first[found], counts[found]
+    within = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    columns = order[torch.repeat_interleave(first, counts) + within]
+    hit_edges = torch.repeat_interleave(pair_edges[found], counts)
+    return hit_edges, columns - first_column[edges.chunk_of_edge[hit_edges]]
+
+
+def _split(hit_edges: Tensor, columns: Tensor, edges: _Edges) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Hits by chunk, edges counted from the start of their chunk."""
+    chunk, order = torch.sort(edges.chunk_of_edge[hit_edges], stable=True)
+    sizes = torch.bincount(chunk, minlength=len(edges.chunks)).tolist()
+    starts = torch.tensor([start for start, _ in edges.chunks])
+    within = (hit_edges[order] - starts[chunk]).split(sizes)
+    return tuple(zip(within, columns[order].split(sizes), strict=True))
