@@ -66,7 +66,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+def _construct_int(_: _Loader, node: yaml.ScalarNode) -> int:
     text = node.value.replace("_", "")
     return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
 

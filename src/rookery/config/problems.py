@@ -16,6 +16,26 @@ from rookery.config.suggest import did_you_mean
 _MAX_VALUE_LENGTH = 80
 _SCALARS = (bool, int, float, str)
 
+_INTEGER = "must be an integer"
+_NUMBER = "must be a number"
+_SWITCH = "must be true or false"
+_MAPPING = "must be a mapping of fields to values"
+_SENTENCES = {
+    "bool_parsing": _SWITCH,
+    "bool_type": _SWITCH,
+    "dict_type": _MAPPING,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": _INTEGER,
+    "int_parsing": _INTEGER,
+    "int_type": _INTEGER,
+    "less_than_equal": "must be at most {le}",
+    "model_type": _MAPPING,
+    "string_type": "must be a string; put it in quotes",
+    "value_error": "{error}",
+}
+
 
 def describe(problem: Problem) -> str:
     """``path.to.field=value: message``."""
@@ -53,27 +73,10 @@ def _path_in(data: Any, location: Sequence[str | int], absent_leaf: bool) -> Key
 
 
 def _sentence(details: ErrorDetails) -> str:
-    context = details.get("ctx", {})
-    match details["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "greater_than_equal":
-            return f"must be at least {context['ge']}"
-        case "less_than_equal":
-            return f"must be at most {context['le']}"
-        case "int_from_float" | "int_parsing" | "int_type":
-            return "must be an integer"
-        case "float_parsing" | "float_type":
-            return "must be a number"
-        case "bool_type" | "bool_parsing":
-            return "must be true or false"
-        case "string_type":
-            return "must be a string; put it in quotes"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "must be a mapping of fields to values"
-        case "literal_error" | "enum":
-            return f"must be {context['expected']}"
-    return details["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
+    template = _SENTENCES.get(details["type"])
+    if template is not None:
+        return template.format(**details.get("ctx", {}))
+    return details["msg"].replace("Input should", "must")
 
 
 def _remedy(model: type[StrictModel], path: KeyPath) -> str:

@@ -165,8 +165,10 @@ def test_an_unset_variable_is_named_beside_other_problems(write, monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     path = write("checkpoint_every_n: -1\nsteps: ${NOWHERE}\n")
     assert problems(path) == [
-        "config.yaml:2: steps=${NOWHERE}: the environment variable 'NOWHERE' is not set; "
-        "set it, or write $$ for a dollar sign",
+        (
+            "config.yaml:2: steps=${NOWHERE}: the environment variable 'NOWHERE' is not set; "
+            "set it, or write $$ for a dollar sign"
+        ),
         "config.yaml:1: checkpoint_every_n=-1: must be at least 1; or leave it out",
     ]
 

@@ -1,0 +1,43 @@
+"""The command line ``rookery``. Commands import what they run when they run: ``--help`` loads no torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import rookery
+from rookery.cli import config, doctor
+from rookery.cli.output import run_command
+
+app = typer.Typer(
+    name="rookery",
+    help=rookery.__doc__,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rookery {rookery.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _group in (config, doctor):
+    _group.register(app)
+
+
+def main() -> None:
+    """Entry point: exit 0 when done, 1 when failed, 2 on wrong usage or configuration."""
+    sys.exit(run_command(app))

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import rookery
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rookery", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_version():
+    result = cli("--version")
+    assert (result.returncode, result.stdout) == (0, f"rookery {rookery.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["doctor", "--jsn"], ["config", "schema"], ["config", "schema", "x"]]
+)
+def test_wrong_usage_exits_2_and_prints_nothing_on_stdout(arguments):
+    result = cli(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Usage: " in result.stderr
+
+
+def test_schema_of_twhin_is_json_schema():
+    result = cli("config", "schema", "twhin")
+    assert result.returncode == 0, result.stderr
+    schema = json.loads(result.stdout)
+    assert schema["additionalProperties"] is False
+    assert {"training", "model", "train_data"} <= set(schema["properties"])
