@@ -34,6 +34,7 @@ class Comparator(Protocol):
     """
 
     half_products: bool
+    needs_scores: bool
 
     def prepare(self, x: Tensor) -> Tensor: ...
 
@@ -45,21 +46,25 @@ class Comparator(Protocol):
         """Scores ``[E, N]`` in float32."""
         ...
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor) -> Tensor:
-        """Gradient by ``q`` ``[E, D]``; that by ``c`` is added to ``into_c [N, D]``. ``scores`` is what ``pairwise`` gave."""
+    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
+        """Gradient by ``q`` ``[E, D]``; that by ``c`` goes to ``into_c [N, D]``, added (``beta`` 1) or in place of what it held (0).
+
+        ``scores`` is what ``pairwise`` gave, where ``needs_scores``.
+        """
         ...
 
     def aligned(self, q: Tensor, x: Tensor) -> Tensor:
         """Scores ``[E]``."""
         ...
 
-    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients ``(q, x)``, both ``[E, D]``."""
+    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor, into_q: Tensor) -> Tensor:
+        """Gradient by ``x`` ``[E, D]``; that by ``q`` is added to ``into_q [E, D]``."""
         ...
 
 
 class Dot:
     half_products = True
+    needs_scores = False
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -70,20 +75,23 @@ class Dot:
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         return (q @ c.T).float()
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor) -> Tensor:
+    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
         grad = grad.to(q.dtype)
         if q.dtype == torch.float32:
-            into_c.addmm_(grad.T, q)
-        else:
+            into_c.addmm_(grad.T, q, beta=beta)
+        elif beta:
             into_c.add_(grad.T @ q)
+        else:
+            into_c.copy_(grad.T @ q)
         return (grad @ c).float()
 
     def aligned(self, q: Tensor, x: Tensor) -> Tensor:
         return row_dot(q, x)
 
-    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor, into_q: Tensor) -> Tensor:
         column = grad.unsqueeze(1)
-        return column * x, column * q
+        into_q.addcmul_(column, x)
+        return column * q
 
 
 class Cosine(Dot):
@@ -100,6 +108,7 @@ class L2:
     """Products stay float32: the distance of near neighbours is a small difference of large products."""
 
     half_products = False
+    needs_scores = True
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -114,23 +123,25 @@ class L2:
         squares[edges, columns] = (q[edges] - c[columns]).square_().sum(1)
         return squares.sqrt_().neg_()
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor) -> Tensor:
+    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
         pull = _over_distance(grad, scores)  # d score / d q = (c - q) / distance
-        into_c.addmm_(pull.T, q).addcmul_(pull.sum(0).unsqueeze(1), c, value=-1)
+        into_c.addmm_(pull.T, q, beta=beta).addcmul_(pull.sum(0).unsqueeze(1), c, value=-1)
         return torch.mm(pull, c).addcmul_(pull.sum(1, keepdim=True), q, value=-1)
 
     def aligned(self, q: Tensor, x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(q - x, dim=1).neg_()
 
-    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor, into_q: Tensor) -> Tensor:
         grad_q = (x - q).mul_(_over_distance(grad, scores).unsqueeze(1))
-        return grad_q, -grad_q
+        into_q.add_(grad_q)
+        return grad_q.neg_()
 
 
 class L1:
     """No matrix product computes it: about 20 times the cost of the others."""
 
     half_products = False
+    needs_scores = True
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -141,17 +152,22 @@ class L1:
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         return torch.cdist(q, c, p=1.0).neg_()
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor) -> Tensor:
+    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
         distances, toward = -scores, -grad
-        into_c.add_(torch.ops.aten._cdist_backward(toward.T.contiguous(), c, q, 1.0, distances.T.contiguous()))
+        by_c = torch.ops.aten._cdist_backward(toward.T.contiguous(), c, q, 1.0, distances.T.contiguous())
+        if beta:
+            into_c.add_(by_c)
+        else:
+            into_c.copy_(by_c)
         return torch.ops.aten._cdist_backward(toward, q, c, 1.0, distances)
 
     def aligned(self, q: Tensor, x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(q - x, ord=1, dim=1).neg_()
 
-    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor, into_q: Tensor) -> Tensor:
         grad_q = torch.sign(x - q).mul_(grad.unsqueeze(1))
-        return grad_q, -grad_q
+        into_q.add_(grad_q)
+        return grad_q.neg_()
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ of a negative:
     bce                softplus(-s) + w mean_j softplus(n_j)
     softmax            log(exp(s/τ) + sum_j exp(n_j/τ - log E_j)) - s/τ     E_j: expected count of the candidate among the
                        negatives (log-Q correction; 1 without it)
-    bsl                the bilateral softmax loss: softmax without the positive in the partition, and its own temperature
-                       for the positive: τ log mean_j exp(n_j/τ) - s scaled by τ/τ+ (Wu et al. 2024)
     margin_ranking     mean_j max(0, margin + n_j - s)
     self_adversarial   softplus(-(s + margin)) + sum_j p_j softplus(n_j + margin),  p = softmax(α n) held constant
                        (Sun et al. 2019)
@@ -26,7 +24,7 @@ from torch.nn.functional import softplus
 
 @dataclass(frozen=True)
 class LossValue:
-    """Loss ``[E]`` and its derivatives by the positive ``[E]`` and the negative scores ``[E, N]``."""
+    """Loss ``[E]`` and its derivatives by the positive ``[E]`` and the negative scores ``[E, N]``, times the weight."""
 
     loss: Tensor
     grad_positive: Tensor
@@ -34,8 +32,8 @@ class LossValue:
 
 
 class Loss(Protocol):
-    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
-        """``negatives`` may be overwritten."""
+    def __call__(self, positive: Tensor, negatives: Tensor, weight: Tensor | float = 1.0) -> LossValue:
+        """``weight`` (``[E]`` or a number) multiplies the derivatives, not the loss; ``negatives`` may be overwritten."""
         ...
 
 
@@ -43,40 +41,39 @@ class Loss(Protocol):
 class Bce:
     negative_weight: float = 1.0
 
-    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+    def __call__(self, positive: Tensor, negatives: Tensor, weight: Tensor | float = 1.0) -> LossValue:
         share = self.negative_weight / max(1, negatives.shape[1])
-        grad = torch.sigmoid(negatives)
-        # softplus(n) = -log(1 - sigmoid(n)) costs half as much from the sigmoid, but loses large n; log1p(exp) keeps them
         loss = softplus(negatives).sum(1).mul_(share).add_(softplus(-positive))
-        return LossValue(loss, -torch.sigmoid(-positive), grad.mul_(share))
+        grad_positive = torch.sigmoid(-positive).mul_(weight).neg_()
+        return LossValue(loss, grad_positive, negatives.sigmoid_().mul_(_column(weight, share)))
 
 
 @dataclass(frozen=True)
 class Softmax:
     temperature: float = 1.0
 
-    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+    def __call__(self, positive: Tensor, negatives: Tensor, weight: Tensor | float = 1.0) -> LossValue:
         scale = 1.0 / self.temperature
         own = positive * scale
-        scaled = negatives.mul_(scale)
+        scaled = negatives.mul_(scale) if scale != 1.0 else negatives
         peak = torch.maximum(scaled.amax(1), own) if scaled.shape[1] else own
         weights = scaled.sub_(peak.unsqueeze(1)).exp_()
         own_weight = (own - peak).exp_()
         total = weights.sum(1).add_(own_weight)
         loss = total.log().add_(peak).sub_(own)
-        grad_positive = own_weight.div_(total).sub_(1.0).mul_(scale)
-        return LossValue(loss, grad_positive, weights.mul_((scale / total).unsqueeze(1)))
+        grad_positive = own_weight.div_(total).sub_(1.0).mul_(weight).mul_(scale)
+        return LossValue(loss, grad_positive, weights.mul_(total.reciprocal_().mul_(weight).mul_(scale).unsqueeze(1)))
 
 
 @dataclass(frozen=True)
 class MarginRanking:
     margin: float = 1.0
 
-    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
+    def __call__(self, positive: Tensor, negatives: Tensor, weight: Tensor | float = 1.0) -> LossValue:
         share = 1.0 / max(1, negatives.shape[1])
         violations = negatives.sub_((positive - self.margin).unsqueeze(1)).clamp_min_(0.0)
         loss = violations.sum(1).mul_(share)
-        grad = violations.sign_().mul_(share)
+        grad = violations.sign_().mul_(_column(weight, share))
         return LossValue(loss, -grad.sum(1), grad)
 
 
@@ -85,14 +82,17 @@ class SelfAdversarial:
     margin: float = 0.0
     alpha: float = 1.0
 
-    def __call__(self, positive: Tensor, negatives: Tensor) -> LossValue:
-        num_negatives = negatives.shape[1]
+    def __call__(self, positive: Tensor, negatives: Tensor, weight: Tensor | float = 1.0) -> LossValue:
         shifted_positive = positive + self.margin
         loss = softplus(-shifted_positive)
-        grad_positive = -torch.sigmoid(-shifted_positive)
-        if num_negatives == 0:
-            return LossValue(loss, grad_positive, negatives)
-        weights = torch.softmax(negatives * self.alpha, dim=1).nan_to_num_(0.0)  # a row of -inf only: no negatives
+        grad_positive = torch.sigmoid(-shifted_positive).mul_(weight).neg_()
+        # A row of -inf has no negatives: its softmax is NaN and counts as 0.
+        weights = torch.softmax(negatives * self.alpha, dim=1).nan_to_num_(0.0)
         shifted = negatives.add_(self.margin)
-        loss = loss + (weights * softplus(shifted)).sum(1)
-        return LossValue(loss, grad_positive, weights.mul_(torch.sigmoid(shifted)))
+        loss.add_((weights * softplus(shifted)).sum(1))
+        return LossValue(loss, grad_positive, weights.mul_(shifted.sigmoid_()).mul_(_column(weight, 1.0)))
+
+
+def _column(weight: Tensor | float, share: float) -> Tensor | float:
+    """``weight * share``, to multiply ``[E, N]`` with."""
+    return (weight * share).unsqueeze(1) if isinstance(weight, Tensor) else weight * share

@@ -126,6 +126,7 @@ class BatchPlanner:
     def _group(self, columns: Mapping[str, Tensor], lookups: _Lookups) -> Group:
         plan = self._relations[int(columns["rel"][0])]
         edges = self._edges(columns, plan.one_relation)
+        has_one_relation = plan.one_relation or len(self._relations) == 1
         lhs_start = lookups.add(plan.lhs_table, edges.lhs)
         rhs_start = lookups.add(plan.rhs_table, edges.rhs)
         candidates = {side: self._candidates(plan.table(side), side, edges, lookups) for side in self._negatives.sides}
@@ -138,7 +139,7 @@ class BatchPlanner:
             lhs_start=lhs_start,
             rhs_start=rhs_start,
             chunks=edges.chunks,
-            one_relation=plan.one_relation,
+            one_relation=has_one_relation,
             candidates=candidates,
         )
 
@@ -151,8 +152,9 @@ class BatchPlanner:
             lhs, rhs = lhs[order], rhs[order]
             weight = None if weight is None else weight[order]
         chunks = _chunks(rel, self._negatives.chunk_size, one_relation)
-        sizes = torch.tensor([stop - start for start, stop in chunks])
-        return _Edges(lhs, rel, rhs, weight, chunks, torch.repeat_interleave(torch.arange(len(chunks)), sizes))
+        starts = torch.tensor([start for start, _ in chunks])
+        chunk_of_edge = torch.bucketize(torch.arange(rel.shape[0]), starts, right=True).sub_(1)
+        return _Edges(lhs, rel, rhs, weight, chunks, chunk_of_edge)
 
     def _edge_weight(self, edges: _Edges) -> Tensor | None:
         if not self._weighted:
@@ -224,9 +226,9 @@ def _columns_of(
     keys, order = torch.sort(chunk_of_column * stride + rows, stable=True)
     wanted = edges.chunk_of_edge[pair_edges] * stride + pair_rows
     first = torch.searchsorted(keys, wanted)
-    counts = torch.searchsorted(keys, wanted, right=True) - first
-    found = torch.nonzero(counts).squeeze(1)
-    first, counts = first[found], counts[found]
+    found = torch.nonzero(keys[first.clamp(max=keys.shape[0] - 1)] == wanted).squeeze(1)
+    first = first[found]
+    counts = torch.searchsorted(keys, wanted[found], right=True) - first
     within = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     columns = order[torch.repeat_interleave(first, counts) + within]
     hit_edges = torch.repeat_interleave(pair_edges[found], counts)

@@ -73,15 +73,26 @@ class _CandidateRows:
         self.raw = raw
         self.prepared = comparator.prepare(raw)
         self.factor = self.prepared.bfloat16() if half else self.prepared
-        self.grad = torch.zeros_like(self.prepared)
+        self.grad = torch.empty_like(self.prepared)
+        self.is_fresh = True
         self._comparator = comparator
+
+    def backward(self, grad: Tensor, scores: Tensor, factor: Tensor) -> Tensor:
+        """Keep the gradient by the candidates, return that by the queries ``factor``."""
+        beta = 0 if self.is_fresh else 1
+        self.is_fresh = False
+        return self._comparator.pairwise_backward(grad, scores, factor, self.factor, self.grad, beta)
 
     def grad_raw(self) -> Tensor:
         return self._comparator.prepare_backward(self.grad, self.raw, self.prepared)
 
 
 class BatchGradient:
-    """Loss of a batch and its gradients by looked-up rows and relation parameters, gathered chunk by chunk."""
+    """Loss of a batch and its gradients by looked-up rows and relation parameters, gathered chunk by chunk.
+
+    Every looked-up row is a lhs, a rhs or a global negative of exactly one chunk (or of all, when shared), so each row of
+    ``grad_rows`` is written once and need not be zeroed first.
+    """
 
     def __init__(
         self,
@@ -96,12 +107,13 @@ class BatchGradient:
         self.half = settings.half and self.comparator.half_products
         self.rows = {name: table.float() for name, table in rows.items()}
         self.parameters = parameters
-        self.grad_rows = {name: torch.zeros_like(table) for name, table in self.rows.items()}
+        self.grad_rows = {name: torch.empty_like(table) for name, table in self.rows.items()}
         self.grad_parameters = {key: torch.zeros_like(table) for key, table in parameters.items()}
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.positive_score = torch.zeros((), dtype=torch.float64)
+        self._losses: list[Tensor] = []
+        self._positives: list[Tensor] = []
 
-    def run(self) -> None:
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Mean loss and mean score of the positives, float64 scalars; the gradients are in ``grad_rows`` and ``grad_parameters``."""
         for group in self.batch.groups:
             shared = {
                 side: _CandidateRows(self.global_rows(candidates, 0), self.comparator, self.half)
@@ -109,11 +121,13 @@ class BatchGradient:
                 if candidates.shared and self.form(group, side) != "expand"
             }
             for chunk in range(len(group.chunks)):
-                for side in group.candidates:
-                    _Direction(self, group, chunk, side, shared.get(side)).run()
-                self._regularize(group, chunk)
-            for side, candidates in shared.items():
-                self.add_rows(group.candidates[side].table, group.candidates[side].start, candidates.grad_raw())
+                _Chunk(self, group, chunk, shared).run()
+            for side, rows in shared.items():
+                self.global_grad(group.candidates[side], 0).copy_(rows.grad_raw())
+        return self._mean(self._losses), self._mean(self._positives)
+
+    def _mean(self, addends: list[Tensor]) -> Tensor:
+        return torch.cat(addends).sum(dtype=torch.float64) / self.batch.num_edges
 
     def form(self, group: Group, predicts: Side) -> str:
         return form_of(group.operator, self.settings.comparator, self.settings.operator_side, predicts)
@@ -122,157 +136,186 @@ class BatchGradient:
         start = candidates.start_of(chunk)
         return self.rows[candidates.table][start : start + candidates.num_global]
 
-    def add_rows(self, table: str, start: int, grad: Tensor) -> None:
-        self.grad_rows[table][start : start + grad.shape[0]].add_(grad)
+    def global_grad(self, candidates: Candidates, chunk: int) -> Tensor:
+        start = candidates.start_of(chunk)
+        return self.grad_rows[candidates.table][start : start + candidates.num_global]
 
-    def add_parameters(self, key: ParameterKey, relation: Tensor, grad: Tensor) -> None:
-        """Add per-edge gradients to their relations; a single-row ``relation`` takes the sum of all."""
-        if relation.shape[0] == 1:
-            grad = grad.sum(0, keepdim=True)
-        self.grad_parameters[key].index_add_(0, relation, grad)
+    def add_losses(self, losses: Tensor) -> None:
+        """Addends of the mean loss."""
+        self._losses.append(losses)
 
-    def _regularize(self, group: Group, chunk: int) -> None:
-        regularizer = self.settings.regularizer
-        if not regularizer.active:
-            return
-        first, last = group.chunks[chunk]
-        share = 1.0 / self.batch.num_edges
-        is_complex = group.operator == "complex_diagonal"
-        for side in Side:
-            table, start = group.table(side), group.start(side)
-            value, grad = regularizer(self.rows[table][start + first : start + last], is_complex)
-            self.loss += value * share
-            self.add_rows(table, start + first, grad.mul_(share))
-        keys = {parameter_key(group.operator, self.settings.operator_side, side) for side in group.candidates}
-        relation = group.relation[first:last]
-        for key in sorted(keys):
-            value, grad = regularizer(self.parameters[key].index_select(0, relation), is_complex)
-            self.loss += value * share
-            self.grad_parameters[key].index_add_(0, relation, grad.mul_(share))
+    def add_positives(self, scores: Tensor) -> None:
+        self._positives.append(scores)
 
 
-class _Direction:
-    """One chunk, predicting one side: scores, loss and gradients.
+class _Chunk:
+    """One chunk forward and backward, both directions; contributions to a gradient are summed when they are complete."""
 
-    The anchor ``[E, D]`` is the known side, the target ``[E, D]`` the true entity of the predicted side.
-    """
-
-    def __init__(
-        self, total: BatchGradient, group: Group, chunk: int, predicts: Side, shared: _CandidateRows | None
-    ) -> None:
+    def __init__(self, total: BatchGradient, group: Group, chunk: int, shared: Mapping[Side, _CandidateRows]) -> None:
         self.total = total
         self.group = group
-        self.predicts = predicts
-        self.candidates = group.candidates[predicts]
         self.chunk = chunk
-        self.first, last = group.chunks[chunk]
-        self.num_edges = last - self.first
-        self.anchor = self._rows(predicts.other)
-        self.target = self._rows(predicts)
-        settings = total.settings
-        self.form = total.form(group, predicts)
-        self.operator: Operator = OPERATORS[group.operator]
-        self.key = parameter_key(group.operator, settings.operator_side, predicts)
-        self.relation = group.relation[self.first : self.first + 1 if group.one_relation else last]
-        self.p = total.parameters[self.key].index_select(0, self.relation)
-        self.num_in_batch = min(self.candidates.num_in_batch, self.num_edges)
         self.shared = shared
+        self.first, self.last = group.chunks[chunk]
+        self.num_edges = self.last - self.first
+        self.operator: Operator = OPERATORS[group.operator]
+        self.relation = group.relation[self.first : self.first + 1 if group.one_relation else self.last]
+        self.rows = {side: self._of_edges(total.rows, side) for side in Side}
+        side_of = total.settings.operator_side
+        keys = {side: parameter_key(group.operator, side_of, side) for side in group.candidates}
+        gathered = {key: total.parameters[key].index_select(0, self.relation) for key in set(keys.values())}
+        self.keys = keys
+        self.p = {side: gathered[key] for side, key in keys.items()}
+        self._grads: dict[Side, list[Tensor]] = {side: [] for side in Side}
+        self._grads_p: dict[ParameterKey, list[Tensor]] = {key: [] for key in gathered}
+        self._lent: dict[Side, Tensor] = {}
 
-    def _rows(self, side: Side) -> Tensor:
-        start = self.group.start(side) + self.first
-        return self.total.rows[self.group.table(side)][start : start + self.num_edges]
+    def _of_edges(self, tables: Mapping[str, Tensor], side: Side) -> Tensor:
+        start = self.group.start(side)
+        return tables[self.group.table(side)][start + self.first : start + self.last]
 
     def run(self) -> None:
-        comparator = self.total.comparator
-        raw_query, bias = self._query()
-        raw_target = self.operator.apply(self.target, self.p) if self.form == "expand" else self.target
-        query, target = comparator.prepare(raw_query), comparator.prepare(raw_target)
-        candidates = self._candidate_rows()
+        for side in self.group.candidates:
+            self._direction(side)
+        if self.total.settings.regularizer.active:
+            self._regularize()
+        for side, grads in self._grads.items():
+            out = self._of_edges(self.total.grad_rows, side)
+            _sum_into(out, grads)
+            if side in self._lent:
+                out[: self._lent[side].shape[0]].add_(self._lent[side])
+        for key, grads in self._grads_p.items():
+            self._add_parameters(key, grads)
+
+    def _direction(self, predicts: Side) -> None:
+        """Scores, loss and gradients of predicting one side from the other, the anchor."""
+        comparator, p = self.total.comparator, self.p[predicts]
+        form = self.total.form(self.group, predicts)
+        anchor, target = self.rows[predicts.other], self.rows[predicts]
+        raw_query, bias = self._query(form, anchor, p)
+        raw_target = self.operator.apply(target, p) if form == "expand" else target
+        query, own = comparator.prepare(raw_query), comparator.prepare(raw_target)
+        rows = self._candidate_rows(form, predicts)
         factor = query.bfloat16() if self.total.half else query
 
-        positive = comparator.aligned(query, target)  # [edges]
-        scores = comparator.pairwise(factor, candidates.factor)  # [edges, candidates]
-        grad_positive, grad_scores = self._loss(positive, scores, bias)
+        positive = comparator.aligned(query, own)  # [edges]
+        scores = comparator.pairwise(factor, rows.factor)  # [edges, candidates]
+        grad_positive, grad_scores = self._loss(predicts, positive, scores, bias)
 
-        grad_query = comparator.pairwise_backward(grad_scores, scores, factor, candidates.factor, candidates.grad)
-        own_query, grad_target = comparator.aligned_backward(grad_positive, positive, query, target)
-        grad_query = comparator.prepare_backward(grad_query.add_(own_query), raw_query, query)
-        grad_target = comparator.prepare_backward(grad_target, raw_target, target)
+        grad_query = rows.backward(grad_scores, scores, factor)
+        grad_own = comparator.aligned_backward(grad_positive, positive, query, own, grad_query)
+        grad_query = comparator.prepare_backward(grad_query, raw_query, query)
         grad_bias = None if bias is None else grad_scores.sum(1).add_(grad_positive)
-        self._add_anchor(grad_query, grad_bias)
-        self._add_target(grad_target)
-        if self.shared is None:
-            self._add_candidates(candidates)
+        self._anchor_backward(form, predicts, grad_query, grad_bias)
+        self._target_backward(form, predicts, comparator.prepare_backward(grad_own, raw_target, own))
+        if predicts not in self.shared:
+            self._candidates_backward(form, predicts, rows)
 
-    def _query(self) -> tuple[Tensor, Tensor | None]:
-        if self.form == "apply":
-            return self.operator.apply(self.anchor, self.p), None
-        if self.form == "adjoint":
-            return self.operator.adjoint(self.anchor, self.p)
-        if self.form == "inverse":
-            return self.operator.inverse(self.anchor, self.p), None
-        return self.anchor, None
+    def _query(self, form: str, anchor: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
+        if form == "apply":
+            return self.operator.apply(anchor, p), None
+        if form == "adjoint":
+            return self.operator.adjoint(anchor, p)
+        if form == "inverse":
+            return self.operator.inverse(anchor, p), None
+        return anchor, None
 
-    def _candidate_rows(self) -> _CandidateRows:
-        if self.shared is not None:
-            return self.shared
-        drawn = self.total.global_rows(self.candidates, self.chunk)
-        raw = torch.cat([self.target[: self.num_in_batch], drawn]) if self.num_in_batch else drawn
-        if self.form == "expand":
-            raw = self.operator.apply(raw, self.p)
+    def _raw_candidates(self, predicts: Side) -> Tensor:
+        candidates = self.group.candidates[predicts]
+        drawn = self.total.global_rows(candidates, self.chunk)
+        return torch.cat([self.rows[predicts][: candidates.num_in_batch], drawn]) if candidates.num_in_batch else drawn
+
+    def _candidate_rows(self, form: str, predicts: Side) -> _CandidateRows:
+        if predicts in self.shared:
+            return self.shared[predicts]
+        raw = self._raw_candidates(predicts)
+        if form == "expand":
+            raw = self.operator.apply(raw, self.p[predicts])
         return _CandidateRows(raw, self.total.comparator, self.total.half)
 
-    def _loss(self, positive: Tensor, scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add the loss of the chunk; derivatives by positive and candidate scores, weights and means included."""
-        negatives = scores + bias.unsqueeze(1) if bias is not None else scores.clone()
+    def _loss(self, predicts: Side, positive: Tensor, scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Report the loss of the chunk; derivatives by positive and candidate scores, weights and means included."""
+        total, candidates = self.total, self.group.candidates[predicts]
+        negatives = scores.clone() if total.comparator.needs_scores else scores
         if bias is not None:
-            positive = positive + bias
-        if self.candidates.log_expected is not None:
-            negatives.sub_(self.candidates.log_expected[self.chunk] * self.total.settings.log_q_scale)
-        edges, columns = self.candidates.masked[self.chunk]
-        negatives[edges, columns] = -torch.inf
-        value = self.total.settings.loss(positive, negatives)
-        share = 1.0 / (self.total.batch.num_edges * len(self.group.candidates))
-        weight = self.group.weight
-        self.total.positive_score += positive.sum(dtype=torch.float64) * share
-        if weight is None:
-            self.total.loss += value.loss.sum(dtype=torch.float64) * share
-            return value.grad_positive.mul_(share), value.grad_negatives.mul_(share)
-        scale = weight[self.first : self.first + self.num_edges] * share
-        self.total.loss += (value.loss * scale).sum(dtype=torch.float64)
-        return value.grad_positive.mul_(scale), value.grad_negatives.mul_(scale.unsqueeze(1))
+            negatives, positive = negatives.add_(bias.unsqueeze(1)), positive + bias
+        if candidates.log_expected is not None:
+            negatives.sub_(candidates.log_expected[self.chunk] * total.settings.log_q_scale)
+        edges, columns = candidates.masked[self.chunk]
+        if edges.shape[0]:
+            negatives[edges, columns] = -torch.inf
+        share = 1.0 / len(self.group.candidates)
+        weight = share if self.group.weight is None else self.group.weight[self.first : self.last] * share
+        value = total.settings.loss(positive, negatives, weight / total.batch.num_edges)
+        total.add_losses(value.loss * weight)
+        total.add_positives(positive * share)
+        return value.grad_positive, value.grad_negatives
 
-    def _add_anchor(self, grad_query: Tensor, grad_bias: Tensor | None) -> None:
-        if self.form == "apply":
-            grad, grad_p = self.operator.backward(grad_query, self.anchor, self.p)
-        elif self.form == "adjoint":
-            grad, grad_p = self.operator.adjoint_backward(grad_query, grad_bias, self.anchor, self.p)
-        elif self.form == "inverse":
-            grad, grad_p = self.operator.inverse_backward(grad_query, self.anchor, self.p)
-        else:
-            self._add(self.predicts.other, grad_query)
+    def _anchor_backward(self, form: str, predicts: Side, grad_query: Tensor, grad_bias: Tensor | None) -> None:
+        anchor, p = self.rows[predicts.other], self.p[predicts]
+        if form == "expand":
+            self._grads[predicts.other].append(grad_query)
             return
-        self._add(self.predicts.other, grad)
-        self.total.add_parameters(self.key, self.relation, grad_p)
+        if form == "apply":
+            grad, grad_p = self.operator.backward(grad_query, anchor, p)
+        elif form == "adjoint":
+            grad, grad_p = self.operator.adjoint_backward(grad_query, grad_bias, anchor, p)
+        else:
+            grad, grad_p = self.operator.inverse_backward(grad_query, anchor, p)
+        self._grads[predicts.other].append(grad)
+        self._grads_p[self.keys[predicts]].append(grad_p)
 
-    def _add_target(self, grad: Tensor) -> None:
-        if self.form == "expand":
-            grad, grad_p = self.operator.backward(grad, self.target, self.p)
-            self.total.add_parameters(self.key, self.relation, grad_p)
-        self._add(self.predicts, grad)
+    def _target_backward(self, form: str, predicts: Side, grad: Tensor) -> None:
+        if form == "expand":
+            grad, grad_p = self.operator.backward(grad, self.rows[predicts], self.p[predicts])
+            self._grads_p[self.keys[predicts]].append(grad_p)
+        self._grads[predicts].append(grad)
 
-    def _add_candidates(self, candidates: _CandidateRows) -> None:
-        grad = candidates.grad_raw()
-        if self.form == "expand":
-            lent = self.target[: self.num_in_batch]
-            raw = torch.cat([lent, self.total.global_rows(self.candidates, self.chunk)])
-            grad, grad_p = self.operator.backward(grad, raw, self.p)
-            self.total.add_parameters(self.key, self.relation, grad_p)
-        self._add(self.predicts, grad[: self.num_in_batch])
-        self.total.add_rows(self.candidates.table, self.candidates.start_of(self.chunk), grad[self.num_in_batch :])
+    def _candidates_backward(self, form: str, predicts: Side, rows: _CandidateRows) -> None:
+        candidates = self.group.candidates[predicts]
+        grad = rows.grad_raw()
+        if form == "expand":
+            grad, grad_p = self.operator.backward(grad, self._raw_candidates(predicts), self.p[predicts])
+            self._grads_p[self.keys[predicts]].append(grad_p)
+        num_lent = grad.shape[0] - candidates.num_global
+        if num_lent:
+            self._lent[predicts] = grad[:num_lent]
+        out = self.total.global_grad(candidates, self.chunk)
+        if candidates.shared and self.chunk:
+            out.add_(grad[num_lent:])
+        else:
+            out.copy_(grad[num_lent:])
 
-    def _add(self, side: Side, grad: Tensor) -> None:
-        self.total.add_rows(self.group.table(side), self.group.start(side) + self.first, grad)
+    def _regularize(self) -> None:
+        regularizer = self.total.settings.regularizer
+        is_complex = self.group.operator == "complex_diagonal"
+        share = 1.0 / self.total.batch.num_edges
+        penalized = [(self._grads[side], rows) for side, rows in self.rows.items()]
+        relation = self.group.relation[self.first : self.last]
+        for key in self._grads_p:
+            penalized.append((self._grads_p[key], self.total.parameters[key].index_select(0, relation)))
+        for grads, rows in penalized:
+            penalty, grad = regularizer(rows, is_complex)
+            self.total.add_losses(penalty.view(1))
+            grads.append(grad.mul_(share))
+
+    def _add_parameters(self, key: ParameterKey, grads: list[Tensor]) -> None:
+        """Add gradients to their relations: of ``[W]`` an edge, or of any number of rows where the relation is one."""
+        out = self.total.grad_parameters[key]
+        if self.relation.shape[0] == 1:
+            for grad in grads:
+                out[self.relation] += grad.sum(0)
+        elif grads:
+            out.index_add_(0, self.relation, grads[0] if len(grads) == 1 else torch.stack(grads).sum(0))
+
+
+def _sum_into(out: Tensor, grads: list[Tensor]) -> None:
+    if len(grads) == 1:
+        out.copy_(grads[0])
+        return
+    torch.add(grads[0], grads[1], out=out)
+    for grad in grads[2:]:
+        out.add_(grad)
 
 
 class _Score(torch.autograd.Function):
@@ -285,12 +328,11 @@ class _Score(torch.autograd.Function):
         rows = dict(zip(names, tensors[: len(names)], strict=True))
         parameters = dict(zip(keys, tensors[len(names) :], strict=True))
         total = BatchGradient(batch, settings, rows, parameters)
-        total.run()
+        loss, positive = (mean.float() for mean in total.run())
         ctx.gradients = [
             *(total.grad_rows[name].to(rows[name].dtype) for name in names),
             *(total.grad_parameters[key] for key in keys),
         ]
-        loss, positive = total.loss.float(), total.positive_score.float()
         ctx.mark_non_differentiable(positive)
         return loss, positive
 

@@ -1,0 +1,232 @@
+"""Configuration of a TwHIN run: the reference's field names and ours, checked as a whole before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rookery.config.base import OneOf, StrictModel
+from rookery.config.suggest import did_you_mean
+from rookery.optim.config import OptimizerConfig
+from rookery.train.config import RuntimeConfig, TrainingConfig
+from rookery.twhin.evaluation_config import EvaluationConfig
+from rookery.types import Side
+
+OperatorName = Literal["translation", "identity", "diagonal", "complex_diagonal", "linear"]
+ComparatorName = Literal["dot", "cosine", "l2", "l1"]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class EmbeddingTable(StrictModel):
+    """One entity type: a row of ``embedding_dim`` numbers for each of ``num_embeddings`` entities."""
+
+    name: str = Field(min_length=1)
+    num_embeddings: int = Field(gt=0)
+    embedding_dim: int = Field(gt=0)
+    data_type: Literal["fp32", "fp16", "bf16"] = "fp32"
+    optimizer: OptimizerConfig
+    init_scale: Positive = 1e-3
+    """Standard deviation of the initial rows."""
+    max_norm: Positive | None = None
+    """Largest Euclidean norm that a row keeps after an update."""
+    pretrained: Path | None = None
+    """Parquet file with columns ``id``, ``vector`` to start from; entities that it does not have start at random."""
+    vocab: Path | None = None
+    """Parquet file with columns ``row``, ``id``; left out, the graph's own. ``pretrained`` is joined through it."""
+
+
+class EmbeddingsConfig(StrictModel):
+    tables: tuple[EmbeddingTable, ...] = Field(min_length=1)
+    tables_to_log: tuple[str, ...] | None = None
+    """Tables whose mean row norm is logged."""
+    backend: Literal["local", "torchrec"] = "local"
+
+
+class RelationConfig(StrictModel):
+    """A kind of edge: which table each side is in, and the operator that relates them."""
+
+    name: str = Field(min_length=1)
+    lhs: str
+    rhs: str
+    operator: OperatorName = "translation"
+    weight: NonNegative = 1.0
+    """Multiplies the loss of the relation's edges."""
+
+
+class BceConfig(StrictModel):
+    """Binary cross-entropy of the positive, and of the mean negative times ``negative_weight``."""
+
+    negative_weight: Positive = 1.0
+
+
+class SoftmaxConfig(StrictModel):
+    """The positive against its negatives; ``log_q`` corrects sampled negatives for how often they are drawn."""
+
+    temperature: Positive = 1.0
+    log_q: bool = False
+
+
+class MarginRankingConfig(StrictModel):
+    margin: Positive = 1.0
+
+
+class SelfAdversarialConfig(StrictModel):
+    """Negatives weighted by their own softmax at inverse temperature ``alpha``."""
+
+    margin: float = 0.0
+    alpha: NonNegative = 1.0
+
+
+class LossConfig(StrictModel):
+    one_of: ClassVar[tuple[OneOf, ...]] = (
+        OneOf(("bce", "softmax", "margin_ranking", "self_adversarial"), required=True),
+    )
+
+    bce: BceConfig | None = None
+    softmax: SoftmaxConfig | None = None
+    margin_ranking: MarginRankingConfig | None = None
+    self_adversarial: SelfAdversarialConfig | None = None
+
+
+class RegularizerConfig(StrictModel):
+    """Penalties on the vectors of each edge, means over the batch. ``pull`` holds rows to where a warm start put them."""
+
+    n3: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    pull: NonNegative = 0.0
+
+
+class ModelConfig(StrictModel):
+    embeddings: EmbeddingsConfig
+    relations: tuple[RelationConfig, ...] = Field(min_length=1)
+    translation_optimizer: OptimizerConfig
+    """Moves the parameters of the relations, whatever their operator."""
+    operator_side: Literal["lhs", "rhs", "both"] = "lhs"
+    """Which side the operator acts on; ``both`` gives each relation own parameters for either direction."""
+    relation_init_scale: NonNegative | None = None
+    """Relations start as normal noise of this standard deviation; left out, as the operator that changes nothing."""
+    comparator: ComparatorName = "dot"
+    loss: LossConfig = LossConfig(bce=BceConfig())
+    regularizer: RegularizerConfig = RegularizerConfig()
+
+
+class EdgeData(StrictModel):
+    """Edges in Parquet files with columns ``lhs, rel, rhs[, weight]`` of row numbers."""
+
+    data_root: str | None = None
+    """A directory or a glob; left out, the split of the graph."""
+    limit: int | None = Field(default=None, gt=0)
+    offset: int = Field(default=0, ge=0)
+
+
+class TrainData(EdgeData):
+    per_replica_batch_size: int = Field(default=20_000, gt=0)
+    global_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 100
+    """Negatives drawn for each chunk and side from the table of the right type; ``all``: every entity of the type."""
+    in_batch_negatives: int = Field(default=100, ge=0)
+    """Edges of a chunk that lend their entity as a negative to the others."""
+    chunk_size: int = Field(default=1000, gt=0)
+    """Edges that share their negatives."""
+    negative_alpha: NonNegative = 0.0
+    """Global negatives are drawn in proportion to degree ** negative_alpha; 0: uniformly."""
+    negative_sides: tuple[Side, ...] = Field(default=(Side.LHS, Side.RHS), min_length=1)
+    mask_known_positives: bool = False
+    """Also mask negatives that are other training edges; the positive itself never counts as its own negative."""
+    shuffle: bool = True
+    buffer_rows: int = Field(default=4_194_304, gt=0)
+    """Rows that are shuffled together."""
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> TrainData:
+        if self.global_negatives == 0 and self.in_batch_negatives == 0:
+            raise ValueError("global_negatives and in_batch_negatives are both 0; training needs negatives")
+        if self.global_negatives == "all" and self.in_batch_negatives:
+            raise ValueError("global_negatives=all already has every entity; set in_batch_negatives to 0")
+        return self
+
+
+class TwhinConfig(StrictModel):
+    """One TwHIN run."""
+
+    graph: Path | None = None
+    """An ingested graph: vocabularies, splits, degrees. Without it, ids are row numbers and ``data_root`` is needed."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    training: TrainingConfig
+    model: ModelConfig
+    train_data: TrainData = TrainData()
+    validation_data: EdgeData | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TwhinConfig:
+        for problem in (
+            *_table_problems(self.model.embeddings),
+            *_relation_problems(self.model),
+            *_data_problems(self),
+            *_validation_problems(self),
+        ):
+            raise ValueError(problem)
+        return self
+
+
+def _table_problems(embeddings: EmbeddingsConfig) -> list[str]:
+    tables = embeddings.tables
+    names = [table.name for table in tables]
+    problems = [f"model.embeddings.tables: {name!r} is named twice" for name in _repeated(names)]
+    if len({table.embedding_dim for table in tables}) > 1:
+        sizes = ", ".join(f"{table.name}={table.embedding_dim}" for table in tables)
+        problems.append(f"model.embeddings.tables: embedding_dim differs ({sizes}); all tables share one dimension")
+    if len({table.data_type for table in tables}) > 1:
+        kinds = ", ".join(f"{table.name}={table.data_type}" for table in tables)
+        problems.append(f"model.embeddings.tables: data_type differs ({kinds}); all tables share one data type")
+    for name in embeddings.tables_to_log or ():
+        if name not in names:
+            problems.append(f"model.embeddings.tables_to_log: unknown table {name!r}; {did_you_mean(name, names)}")
+    return problems
+
+
+def _relation_problems(model: ModelConfig) -> list[str]:
+    names = [table.name for table in model.embeddings.tables]
+    problems = [f"model.relations: {name!r} is named twice" for name in _repeated([r.name for r in model.relations])]
+    for relation in model.relations:
+        for field in ("lhs", "rhs"):
+            table = getattr(relation, field)
+            if table not in names:
+                hint = did_you_mean(table, names)
+                problems.append(f"model.relations.{relation.name}.{field}={table}: no such table; {hint}")
+    odd = model.embeddings.tables[0].embedding_dim % 2
+    if odd and any(relation.operator == "complex_diagonal" for relation in model.relations):
+        problems.append(
+            f"model.embeddings.tables: embedding_dim={model.embeddings.tables[0].embedding_dim} is odd; "
+            "complex_diagonal needs an even dimension (real half, imaginary half)"
+        )
+    return problems
+
+
+def _data_problems(config: TwhinConfig) -> list[str]:
+    problems = []
+    data = config.train_data
+    if config.graph is None and data.data_root is None:
+        problems.append("graph is missing, and so is train_data.data_root; give one (`rookery twhin init GRAPH` does)")
+    softmax = config.model.loss.softmax
+    needs_degrees = data.negative_alpha > 0 or (softmax is not None and softmax.log_q and data.in_batch_negatives > 0)
+    if config.graph is None and needs_degrees:
+        problems.append("train_data.negative_alpha and loss.softmax.log_q need degrees; set graph to an ingested graph")
+    if softmax is not None and softmax.log_q and data.global_negatives == "all":
+        problems.append("model.loss.softmax.log_q=true: with global_negatives=all nothing is sampled; set it to false")
+    return problems
+
+
+def _validation_problems(config: TwhinConfig) -> list[str]:
+    training = config.training
+    if training.validate_every_n is not None and config.validation_data is None:
+        return ["training.validate_every_n: there is no validation_data to validate on; add it or drop validate_every_n"]
+    return []
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})

@@ -1,0 +1,214 @@
+"""The TwHIN model: tables of entities, parameters of relations, one loss for training and one score for everything after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rookery.tables.protocol import TableBackend
+from rookery.twhin.batch import TrainBatch
+from rookery.twhin.comparators import COMPARATORS
+from rookery.twhin.config import LossConfig, ModelConfig, RelationConfig
+from rookery.twhin.losses import Bce, Loss, MarginRanking, SelfAdversarial, Softmax
+from rookery.twhin.operators import OPERATORS
+from rookery.twhin.planner import RelationPlan
+from rookery.twhin.regularizers import Regularizer
+from rookery.twhin.score import (
+    FORWARD,
+    REVERSE,
+    ParameterKey,
+    ScoreSettings,
+    batch_loss,
+    form_of,
+    needs_one_relation,
+    parameter_key,
+)
+from rookery.types import Side
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Hold rows to earlier vectors: ``strength * |x - earlier|²`` for rows that have one (``rows [num_embeddings, D]``, NaN where none)."""
+
+    strength: float
+    earlier: Mapping[str, Tensor]
+
+
+class TwhinModel(nn.Module):
+    """Scores edges of typed relations between typed entities.
+
+    Calling it with a ``TrainBatch`` gives ``(loss, outputs)``; the backward pass of the loss moves the tables. Everything else
+    is without gradient and works on row numbers.
+    """
+
+    def __init__(self, config: ModelConfig, tables: TableBackend, *, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.tables = tables
+        self.relations: tuple[RelationConfig, ...] = config.relations
+        self._row_of = _parameter_rows(config.relations)
+        self._parameters_by_key = nn.ParameterDict(
+            {".".join(key): nn.Parameter(value) for key, value in _initial_parameters(config, seed).items()}
+        )
+        self._settings = ScoreSettings(
+            operator_side=config.operator_side,
+            comparator=config.comparator,
+            loss=make_loss(config.loss),
+            log_q_scale=config.loss.softmax.temperature if config.loss.softmax else 1.0,
+            regularizer=Regularizer(config.regularizer.n3, config.regularizer.l2),
+        )
+        self._pull: Pull | None = None
+
+    @property
+    def comparator(self) -> str:
+        return self.config.comparator
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        return tuple(table.name for table in self.config.embeddings.tables)
+
+    def set_pull(self, pull: Pull) -> None:
+        """Regularize towards the vectors of an earlier run."""
+        self._pull = pull
+
+    def plans(self) -> tuple[RelationPlan, ...]:
+        """What the planner of batches needs to know of the relations, in the order of ``rel``."""
+        side, comparator = self.config.operator_side, self.config.comparator
+        return tuple(
+            RelationPlan(
+                lhs_table=relation.lhs,
+                rhs_table=relation.rhs,
+                operator=relation.operator,
+                parameter_row=self._row_of[index],
+                weight=relation.weight,
+                one_relation=needs_one_relation(relation.operator, comparator, side),
+            )
+            for index, relation in enumerate(self.relations)
+        )
+
+    def begin_step(self, step: int, micro_step: int, num_micro_steps: int) -> None:
+        """Tables move in the backward pass of the last micro-batch."""
+        self.tables.set_accumulating(micro_step + 1 < num_micro_steps)
+
+    def forward(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the edges of the batch, and ``positive_score``, the mean score of the true edges."""
+        rows = self.tables.lookup(batch.ids)
+        half = torch.is_autocast_enabled("cpu")
+        settings = self._settings if not half else ScoreSettings(**{**vars(self._settings), "half": True})
+        loss, positive = batch_loss(batch, settings, rows, self._parameters_map())
+        if self._pull is not None:
+            loss = loss + self._pull_loss(self._pull, batch, rows)
+        return loss, {"positive_score": positive}
+
+    def _pull_loss(self, pull: Pull, batch: TrainBatch, rows: Mapping[str, Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for name, ids in batch.ids.items():
+            if name in pull.earlier:
+                away = (rows[name].float() - pull.earlier[name].index_select(0, ids)).nan_to_num(nan=0.0)
+                total = total + away.square().sum()
+        return total * (pull.strength / batch.num_edges)
+
+    def _parameters_map(self) -> dict[ParameterKey, Tensor]:
+        return {(key.split(".")[0], key.split(".")[1]): value for key, value in self._parameters_by_key.items()}
+
+    def relation_parameters(self, relation: int, predicts: Side) -> Tensor:
+        """The operator's parameters ``[W]`` of a relation for one direction."""
+        operator = self.relations[relation].operator
+        table = self._parameters_map()[parameter_key(operator, self.config.operator_side, predicts)]
+        return table.detach()[self._row_of[relation]]
+
+    def entity_rows(self, table: str) -> Tensor:
+        """All rows ``[num_embeddings, D]`` in the table's own dtype."""
+        return self.tables.rows(table)
+
+    def num_entities(self, table: str) -> int:
+        return next(spec.num_embeddings for spec in self.tables.specs if spec.name == table)
+
+    def query_form(self, side: Side, relation: int) -> bool:
+        """Whether ``comparator(queries(...), raw row)`` orders candidates as the score does."""
+        return self._form(side, relation) != "expand"
+
+    def _form(self, side: Side, relation: int) -> str:
+        return form_of(self.relations[relation].operator, self.comparator, self.config.operator_side, side)
+
+    @torch.no_grad()
+    def queries(self, side: Side, relation: int, anchors: Tensor) -> Tensor:
+        """Vectors ``[E, D]`` to compare with the rows of candidates on ``side``; ``anchors [E]`` are rows of the other side."""
+        return self._query(side, relation, anchors)[0]
+
+    def _query(self, side: Side, relation: int, anchors: Tensor) -> tuple[Tensor, Tensor | None]:
+        spec = self.relations[relation]
+        operator = OPERATORS[spec.operator]
+        x = self.entity_rows(spec.lhs if side is Side.RHS else spec.rhs).index_select(0, anchors).float()
+        p = self.relation_parameters(relation, side).unsqueeze(0)
+        form = self._form(side, relation)
+        if form == "apply":
+            return operator.apply(x, p), None
+        if form == "adjoint":
+            return operator.adjoint(x, p)
+        return (operator.inverse(x, p), None) if form == "inverse" else (x, None)
+
+    @torch.no_grad()
+    def score_candidates(self, side: Side, relation: int, anchors: Tensor, candidates: Tensor | None) -> Tensor:
+        """Scores ``[E, C]`` of ``candidates [C]`` (None: every entity of the type) on ``side`` of a relation; higher is better."""
+        spec = self.relations[relation]
+        comparator, operator = COMPARATORS[self.comparator], OPERATORS[spec.operator]
+        rows = self.entity_rows(spec.rhs if side is Side.RHS else spec.lhs)
+        rows = (rows if candidates is None else rows.index_select(0, candidates)).float()
+        if self._form(side, relation) == "expand":
+            rows = operator.apply(rows, self.relation_parameters(relation, side).unsqueeze(0))
+        query, bias = self._query(side, relation, anchors)
+        scores = comparator.pairwise(comparator.prepare(query), comparator.prepare(rows))
+        return scores if bias is None else scores.add_(bias.unsqueeze(1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything learned, for the checkpoint: ``table.<name>`` and ``relation.<operator>.<direction>``."""
+        tables = {f"table.{name}": weight for name, weight in self.tables.weights().items()}
+        return {**tables, **{f"relation.{key}": value.detach() for key, value in self._parameters_by_key.items()}}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what ``tensors`` gave."""
+        self.tables.load_weights({name: tensors[f"table.{name}"] for name in self.table_names})
+        for key, value in self._parameters_by_key.items():
+            value.copy_(tensors[f"relation.{key}"])
+
+
+def make_loss(config: LossConfig) -> Loss:
+    """The loss of a config."""
+    if config.bce is not None:
+        return Bce(config.bce.negative_weight)
+    if config.softmax is not None:
+        return Softmax(config.softmax.temperature)
+    if config.margin_ranking is not None:
+        return MarginRanking(config.margin_ranking.margin)
+    assert config.self_adversarial is not None
+    return SelfAdversarial(config.self_adversarial.margin, config.self_adversarial.alpha)
+
+
+def _parameter_rows(relations: Sequence[RelationConfig]) -> tuple[int, ...]:
+    """Row of each relation among those with its operator."""
+    seen: dict[str, int] = {}
+    rows = []
+    for relation in relations:
+        rows.append(seen.get(relation.operator, 0))
+        seen[relation.operator] = rows[-1] + 1
+    return tuple(rows)
+
+
+def _initial_parameters(config: ModelConfig, seed: int) -> dict[ParameterKey, Tensor]:
+    dim = config.embeddings.tables[0].embedding_dim
+    directions = (FORWARD, REVERSE) if config.operator_side == "both" else (FORWARD,)
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {}
+    for name in sorted({relation.operator for relation in config.relations}):
+        count = sum(relation.operator == name for relation in config.relations)
+        for direction in directions:
+            rows = OPERATORS[name].identity_parameters(dim).repeat(count, 1)
+            if config.relation_init_scale is not None:
+                rows = torch.empty_like(rows).normal_(0.0, 1.0, generator=generator).mul_(config.relation_init_scale)
+            parameters[name, direction] = rows
+    return parameters
