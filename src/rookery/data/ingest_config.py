@@ -23,6 +23,7 @@ Split = Literal["train", "valid", "test"]
 Format = Literal["csv", "tsv", "parquet"]
 Column = str | int
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+EntityTypeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # it names a file
 
 
 def parse_time(value: Any) -> float:
@@ -109,8 +110,8 @@ class RelationSpec(StrictModel):
     """A relation and the entity types of its two sides."""
 
     name: Annotated[str, Field(min_length=1)]
-    lhs: str = DEFAULT_ENTITY_TYPE
-    rhs: str = DEFAULT_ENTITY_TYPE
+    lhs: EntityTypeName = DEFAULT_ENTITY_TYPE
+    rhs: EntityTypeName = DEFAULT_ENTITY_TYPE
 
 
 class EntityTypeConfig(StrictModel):

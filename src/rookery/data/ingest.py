@@ -1,0 +1,265 @@
+"""Raw edges into an ingested graph (``docs/graph-format.md``), out of core: DuckDB spills beside the output.
+
+The work: read every file once into one table in row order; count degrees, which gives the vocabularies; join ids to
+row numbers; sort by row order; write. About 0.7 µs of one core an edge with string ids (``benchmarks/ingest.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rookery.data.graph import MANIFEST, EntityTypeInfo, Graph, Manifest, RelationInfo, SplitInfo
+from rookery.data.ingest_config import SPLITS, IngestConfig
+from rookery.data.ingest_edges import assign_splits, merge_duplicates
+from rookery.data.ingest_layout import Layout, lay_out
+from rookery.data.ingest_load import find_relations, load_edges
+from rookery.data.ingest_sources import literal, resolve_sources
+from rookery.errors import DataError, RookeryError, UserError
+
+ROW_GROUP_SIZE = 65_536
+"""Edges a row group: what the stream shuffles and seeks by."""
+
+DEFAULT_MEMORY_LIMIT_BYTES = 4_000_000_000
+
+Notify = Callable[[str], None]
+
+
+def _say_nothing(_stage: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an ingest may use. ``memory_limit``: of DuckDB, such as ``4GB``; the process needs about 1 GB more."""
+
+    memory_limit: str | None = None  # by default 4 GB, or 60% of the machine's memory where that is less
+    num_threads: int | None = None  # by default every core
+
+
+def ingest(
+    config: IngestConfig,
+    folder: Path,
+    out: Path,
+    *,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+    notify: Notify = _say_nothing,
+) -> Graph:
+    """Write the graph that ``config`` describes to ``out`` and open it.
+
+    Relative paths in ``config`` start at ``folder``. The same files, config and seed give the same bytes, whatever the
+    number of threads. Nothing appears at ``out`` before all of it is written; after a failure nothing is left.
+    Raises ``DataError`` for bad input, with the place, the value and the remedy.
+    """
+    sources = resolve_sources(config.sources, folder)
+    _require_free(out, overwrite)
+    with _staged(out) as staging, _database(staging / "spill", resources or Resources()) as db:
+        notify("reading")
+        relations = config.relations or find_relations(db, sources)
+        layout = lay_out(config, sources, relations)
+        load_edges(db, layout)
+        merge_duplicates(db, config, layout)
+        assign_splits(db, config, layout)
+        notify("counting entities")
+        entity_types = _write_vocabularies(db, layout, staging / "graph")
+        notify("writing edges")
+        splits = _write_edges(db, layout, staging / "graph")
+        _write_manifest(db, config, layout, entity_types, splits, staging / "graph")
+        db.close()
+        _publish(staging, out)
+    return Graph.open(out)
+
+
+def _require_free(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise DataError(f"{out}: exists; choose another name, or pass --overwrite to replace the graph")
+    if not (out / MANIFEST).is_file():
+        raise DataError(
+            f"{out}: is not a graph, and --overwrite replaces graphs only; remove it or choose another name"
+        )
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A hidden folder beside ``out`` that is gone afterwards, whatever happens."""
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+    except OSError as error:
+        raise DataError(f"{parent}: cannot be written to ({error.strerror}); choose another place") from error
+    try:
+        (staging / "graph").mkdir()
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, out: Path) -> None:
+    if out.exists():
+        out.rename(staging / "replaced")
+    (staging / "graph").rename(out)
+
+
+@contextmanager
+def _database(spill: Path, resources: Resources) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB that spills to ``spill``. Its errors become ours: what it says is for its developers."""
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": resources.memory_limit or f"{_default_memory_bytes() // 1_000_000}MB",
+        "temp_directory": str(spill),
+        "preserve_insertion_order": True,
+        "autoinstall_known_extensions": False,
+    }
+    if resources.num_threads is not None:
+        settings["threads"] = resources.num_threads
+    try:
+        db = duckdb.connect(config=settings)
+    except duckdb.Error as error:
+        raise UserError(f"--memory-limit {resources.memory_limit}: not an amount of memory; write it as 4GB") from error
+    try:
+        db.execute("SET TimeZone = 'UTC'")
+        yield db
+    except duckdb.InterruptException as error:
+        raise KeyboardInterrupt from error
+    except duckdb.OutOfMemoryException as error:
+        raise RookeryError(
+            f"ingest ran out of memory or of disk under {spill.parent.parent}; free some space there, "
+            "raise --memory-limit or lower --threads"
+        ) from error
+    except duckdb.Error as error:
+        raise RookeryError(
+            f"ingest failed in DuckDB ({type(error).__name__}); free some space under {spill.parent.parent}, "
+            "the usual cause, and run it again"
+        ) from error
+    finally:
+        db.close()
+
+
+def _default_memory_bytes() -> int:
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(DEFAULT_MEMORY_LIMIT_BYTES, installed * 6 // 10)
+
+
+def _write_vocabularies(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> dict[str, EntityTypeInfo]:
+    """One Parquet file an entity type, and the view ``vocabulary`` (type, row, id) for the joins."""
+    _count_degrees(db, layout)
+    (graph / "vocab").mkdir()
+    infos = {}
+    for code, (name, id_type) in enumerate(layout.id_types.items()):
+        identifier = "id::BIGINT" if id_type == "int64" else "id"
+        db.execute(f"""
+            CREATE TEMP TABLE vocabulary_{code} AS
+            SELECT {identifier} AS entity, lhs_degree, rhs_degree FROM degree WHERE type = {code}
+            ORDER BY lhs_degree + rhs_degree DESC, {identifier}
+        """)
+        path = f"vocab/{name}.parquet"
+        query = f"SELECT rowid AS row, entity AS id, lhs_degree, rhs_degree FROM vocabulary_{code} ORDER BY rowid"
+        num_entities = _copy(db, query, graph / path)
+        infos[name] = EntityTypeInfo(num_entities=num_entities, vocab=path, id_type=id_type)
+    db.execute("DROP TABLE degree")
+    union = " UNION ALL ".join(
+        f"SELECT {code}::USMALLINT AS type, rowid AS row, entity::{layout.id_sql} AS id FROM vocabulary_{code}"
+        for code in range(len(infos))
+    )
+    db.execute(f"CREATE TEMP VIEW vocabulary AS {union}")
+    return infos
+
+
+def _count_degrees(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
+    """The table ``degree`` (type, id, lhs_degree, rhs_degree): every entity, its train edges on either side."""
+    parts = [
+        f"SELECT {side}_type AS type, {side} AS id, {counts} FROM edge JOIN relation USING (rel) GROUP BY ALL"
+        for side, counts in (
+            ("lhs", "count(*) FILTER (split = 0) AS lhs_degree, 0 AS rhs_degree"),
+            ("rhs", "0 AS lhs_degree, count(*) FILTER (split = 0) AS rhs_degree"),
+        )
+    ]
+    parts += [
+        f"SELECT {layout.entity_types.index(name)}::USMALLINT, range::{layout.id_sql}, 0, 0 FROM range({num_entities})"
+        for name, num_entities in layout.num_entities.items()
+    ]
+    db.execute(f"""
+        CREATE TEMP TABLE degree AS
+        SELECT type, id, sum(lhs_degree)::BIGINT AS lhs_degree, sum(rhs_degree)::BIGINT AS rhs_degree
+        FROM ({" UNION ALL ".join(parts)}) GROUP BY type, id
+    """)
+
+
+def _write_edges(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> dict[str, SplitInfo]:
+    weight = ", edge.weight AS weight" if layout.weighted else ""
+    present = {code for (code,) in db.execute("SELECT DISTINCT split FROM edge").fetchall()}
+    splits = {}
+    for code, name in enumerate(SPLITS):
+        if code not in present:
+            continue
+        query = f"""
+            SELECT l.row AS lhs, edge.rel::BIGINT AS rel, r.row AS rhs{weight}
+            FROM edge JOIN relation USING (rel)
+            JOIN vocabulary l ON l.type = lhs_type AND l.id = edge.lhs
+            JOIN vocabulary r ON r.type = rhs_type AND r.id = edge.rhs
+            WHERE edge.split = {code} ORDER BY edge.rowid
+        """
+        folder = graph / "edges" / name
+        folder.mkdir(parents=True)
+        num_edges = _copy(db, query, folder / "part-00000.parquet")
+        splits[name] = SplitInfo(path=f"edges/{name}", num_edges=num_edges, files=("part-00000.parquet",))
+    return splits
+
+
+def _copy(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> int:
+    """Write the rows of ``query`` as Parquet; returns how many."""
+    (count,) = db.execute(
+        f"COPY ({query}) TO {literal(str(file))} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP_SIZE})"
+    ).fetchall()[0]
+    return int(count)
+
+
+def _write_manifest(
+    db: duckdb.DuckDBPyConnection,
+    config: IngestConfig,
+    layout: Layout,
+    entity_types: dict[str, EntityTypeInfo],
+    splits: dict[str, SplitInfo],
+    graph: Path,
+) -> None:
+    counts = {
+        (rel, split): n for rel, split, n in db.execute("SELECT rel, split, count(*) FROM edge GROUP BY ALL").fetchall()
+    }
+    relations = tuple(
+        RelationInfo(
+            name=relation.name,
+            lhs=relation.lhs,
+            rhs=relation.rhs,
+            num_edges={split: counts.get((rel, SPLITS.index(split)), 0) for split in splits},
+        )
+        for rel, relation in enumerate(layout.relations)
+    )
+    _write_relations(relations, graph / "relations.parquet")
+    manifest = Manifest(
+        entity_types=entity_types, relations=relations, splits=splits, weighted=layout.weighted, seed=config.seed
+    )
+    (graph / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _write_relations(relations: tuple[RelationInfo, ...], file: Path) -> None:
+    columns = {
+        "rel": pa.array(range(len(relations)), pa.int64()),
+        "name": pa.array([relation.name for relation in relations], pa.string()),
+        "lhs": pa.array([relation.lhs for relation in relations], pa.string()),
+        "rhs": pa.array([relation.rhs for relation in relations], pa.string()),
+    }
+    for split in relations[0].num_edges:
+        columns[f"num_edges_{split}"] = pa.array([relation.num_edges[split] for relation in relations], pa.int64())
+    pq.write_table(pa.table(columns), file)
