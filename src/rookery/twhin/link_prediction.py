@@ -1,0 +1,182 @@
+"""Link prediction: the rank of each edge's true entity among the candidates of its type, raw and filtered (Bordes et
+al. 2013).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rookery.metrics.ranking import RankSums
+from rookery.twhin.candidates import (
+    CandidateList,
+    QueryChunk,
+    Scorer,
+    Strikes,
+    by_relation,
+    count_true,
+    query_chunks,
+    require_finite,
+)
+from rookery.twhin.evaluation_config import EvaluationConfig
+from rookery.twhin.known import Edges, KnownEdges
+from rookery.types import Side
+
+_BLOCK_SCORES = 2**20  # comparisons take 4 MiB of scores at a time, which stay in cache
+
+Sums = Mapping[tuple[int, Side], RankSums]
+
+
+@dataclass(frozen=True)
+class LinkPrediction:
+    """Rank sums per (relation, side asked for); ``filtered`` is None when it was not asked for."""
+
+    relation_names: tuple[str, ...]
+    filtered: Sums | None
+    raw: Sums
+
+    def metrics(self) -> dict[str, float]:
+        """``mrr``, ``hits@<k>``, ``mean_rank``, ``auc``, filtered; the same by side (``rhs/mrr``); the same raw
+        (``raw_mrr``).
+        """
+        raw = {f"raw_{name}": value for name, value in _total(self.raw).compute().items()}
+        if self.filtered is None:
+            return raw
+        flat = _total(self.filtered).compute()
+        for side in _sides(self.filtered):
+            own = _total(self.filtered, side).compute()
+            flat |= {f"{side.value}/{name}": value for name, value in own.items()}
+        return flat | raw
+
+    def report(self) -> dict[str, object]:
+        """JSON: ``filtered`` and ``raw``; each overall, by side, and by relation and side."""
+        report: dict[str, object] = {} if self.filtered is None else {"filtered": self._report(self.filtered)}
+        return report | {"raw": self._report(self.raw)}
+
+    def _report(self, sums: Sums) -> dict[str, object]:
+        relations: dict[str, object] = {}
+        for relation in sorted({relation for relation, _ in sums}):
+            own = {key: sums[key] for key in sums if key[0] == relation}
+            relations[self.relation_names[relation]] = _numbers_by_side(own)
+        return _numbers_by_side(sums) | {"relations": relations}
+
+
+def evaluate_link_prediction(
+    scorer: Scorer, edges: Edges, known: KnownEdges | None, config: EvaluationConfig
+) -> LinkPrediction:
+    """Rank the true entity of every edge, on each of ``config.sides``.
+
+    ``known`` holds the true edges that a filtered rank does not count, those of ``edges`` among them; it may be None if
+    ``config.filtered`` is false. Raises ``TrainingError`` if a true edge's score is not finite.
+    """
+    raw: dict[tuple[int, Side], RankSums] = {}
+    filtered: dict[tuple[int, Side], RankSums] = {}
+    for relation, own in by_relation(edges):
+        for side in config.sides:
+            candidates = CandidateList.of(scorer, side, relation, config, config.num_candidates)
+            raw[relation, side] = filtered[relation, side] = RankSums.empty(config.ks)
+            for chunk in query_chunks(*own.toward(side), candidates.num_queries):
+                raw_counts, filtered_counts = _rank(candidates, chunk, known if config.filtered else None)
+                raw[relation, side] += raw_counts.sums(config.ks)
+                if filtered_counts is not None:
+                    filtered[relation, side] += filtered_counts.sums(config.ks)
+    names = tuple(relation.name for relation in scorer.relations)
+    return LinkPrediction(names, filtered if config.filtered else None, raw)
+
+
+class _Counts:
+    """For each edge ``[E]`` of a chunk: how many of the other candidates score higher, the same, and exist."""
+
+    def __init__(self, chunk: QueryChunk, truth: Tensor) -> None:
+        self._chunk, self._truth = chunk, truth  # scores of the true entities, [E]
+        self._query = chunk.query.to(truth.device)
+        self.greater, self.equal, self.others = torch.zeros(3, truth.numel(), dtype=torch.int64, device=truth.device)
+
+    def add(self, scores: Tensor, own: Tensor, num_struck: Tensor) -> None:
+        """Count a tile ``[U, T]``; ``own [E]`` is the true entity's column in it (outside of it: not there),
+        ``num_struck [U]`` its struck scores, which are -inf.
+        """
+        num_queries, width = scores.shape
+        block = max(1, _BLOCK_SCORES // width)
+        for start in range(0, self._truth.numel(), block):
+            part = slice(start, start + block)
+            one_each = self._truth.numel() == num_queries
+            rows = scores[part] if one_each else scores[self._query[part]]  # [block, T]
+            truth = self._truth[part].unsqueeze(1)
+            self.greater[part] += count_true(rows > truth)
+            self.equal[part] += count_true(rows == truth)
+        self.others += width - num_struck[self._query]
+        self._leave_out(scores, own)
+
+    def _leave_out(self, scores: Tensor, own: Tensor) -> None:
+        """The true entity is not one of the others."""
+        here = ((own >= 0) & (own < scores.shape[1])).nonzero().squeeze(1)
+        own_score = scores[self._query[here], own[here]]
+        self.greater[here] -= (own_score > self._truth[here]).long()
+        self.equal[here] -= (own_score == self._truth[here]).long()
+        self.others[here] -= (own_score > -math.inf).long()  # one that was struck is not counted already
+
+    def sums(self, ks: tuple[int, ...]) -> RankSums:
+        return RankSums.from_counts(self.greater, self.equal, self.others, ks)
+
+
+def _rank(candidates: CandidateList, chunk: QueryChunk, known: KnownEdges | None) -> tuple[_Counts, _Counts | None]:
+    """Raw counts of a chunk's edges and, given ``known``, filtered ones."""
+    tiles = candidates.tiles(chunk.anchors)
+    first = next(tiles)
+    truth = _true_scores(candidates, chunk, first[1])
+    raw, filtered = _Counts(chunk, truth), None
+    if known is not None:
+        filtered, struck = _Counts(chunk, truth), Strikes(candidates, chunk, known)
+    columns = candidates.columns(chunk.answers).to(truth.device)
+    for start, scores in itertools.chain([first], tiles):
+        num_struck = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        raw.add(scores, columns - start, num_struck)
+        if filtered is not None:
+            num_struck += struck.strike(scores, start)
+            filtered.add(scores, columns - start, num_struck)
+    return raw, filtered
+
+
+def _true_scores(candidates: CandidateList, chunk: QueryChunk, first_tile: Tensor) -> Tensor:
+    """Scores ``[E]`` of the true entities, out of the tile itself where it holds the whole table: equal vectors then
+    score exactly alike.
+    """
+    query = chunk.query.to(first_tile.device)
+    if candidates.rows is None and first_tile.shape[1] == candidates.num:
+        truth = first_tile[query, chunk.answers.to(first_tile.device)]
+    else:
+        distinct, place = torch.unique(chunk.answers, return_inverse=True)
+        truth = torch.empty(chunk.answers.numel(), dtype=first_tile.dtype, device=first_tile.device)
+        width = first_tile.shape[1]
+        for start in range(0, distinct.numel(), width):
+            here = ((place >= start) & (place < start + width)).nonzero().squeeze(1).to(first_tile.device)
+            scores = candidates.score(chunk.anchors, distinct[start : start + width])
+            truth[here] = scores[query[here], place.to(here.device)[here] - start]
+    require_finite(candidates, truth)
+    return truth
+
+
+def _total(sums: Sums, side: Side | None = None) -> RankSums:
+    parts = [value for key, value in sums.items() if side in (None, key[1])]
+    return functools.reduce(operator.add, parts)
+
+
+def _sides(sums: Sums) -> list[Side]:
+    return list(dict.fromkeys(side for _, side in sums))
+
+
+def _numbers_by_side(sums: Sums) -> dict[str, object]:
+    sides = {side.value: _numbers(_total(sums, side)) for side in _sides(sums)}
+    return _numbers(_total(sums)) | {"sides": sides}
+
+
+def _numbers(sums: RankSums) -> dict[str, object]:
+    return {**sums.compute(), "num_queries": sums.num_queries}
