@@ -86,7 +86,7 @@ class Prefetcher(Generic[T]):
                     return
                 self._ready.put(_Item(next(self._source)))
         # Everything travels to the consumer, where it is raised: StopIteration at the end, or the source's error.
-        except BaseException as cause:
+        except BaseException as cause:  # noqa: BLE001
             self._ready.put(_End(cause))
 
 

@@ -70,7 +70,7 @@ class ParquetStream:
     Data that fit one buffer are decoded once and stay.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of its own, named at the call
         self,
         files: Sequence[Path],
         columns: Sequence[str],

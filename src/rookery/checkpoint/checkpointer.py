@@ -1,0 +1,160 @@
+"""The checkpoints of one run: when to save, which to keep, which to load."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from rookery.checkpoint.files import (
+    Checkpoint,
+    DamagedCheckpoint,
+    State,
+    is_checkpoint,
+    read_checkpoint,
+    write_atomically,
+    write_checkpoint,
+)
+from rookery.errors import CheckpointError, RunNotFound, UserError
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = "checkpoints"
+_PREFIX = "step-"
+_BEST = "best.json"
+
+
+class Checkpointer:
+    """The one owner of "is it time to save", and the one writer of a run's checkpoints.
+
+    ``every_n`` None: only when told to (the loop saves at the end). ``max_to_keep`` None: all are kept; the best one is
+    kept in addition.
+    """
+
+    def __init__(self, save_dir: Path, every_n: int | None = None, max_to_keep: int | None = None) -> None:
+        self._save_dir = save_dir
+        self._every_n = every_n
+        self._max_to_keep = max_to_keep
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint belongs behind ``step`` steps."""
+        return self._every_n is not None and step % self._every_n == 0
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
+        """Write the checkpoint of ``step``, then delete what is no longer to be kept.
+
+        Checkpoints of later steps go as well: they are damaged ones that the run fell back from.
+        """
+        folder = _folder(self._save_dir, step)
+        write_checkpoint(folder, step, tensors, state)
+        for old in self._expired(step):
+            shutil.rmtree(_folder(self._save_dir, old))
+        return folder
+
+    def mark_best(self, step: int, metric: str, value: float) -> None:
+        """Point ``best.json`` to the checkpoint of ``step``; it is kept until another one is the best.
+
+        Nothing happens when that checkpoint is no longer there.
+        """
+        if _folder(self._save_dir, step).exists():
+            pointer = {"step": step, "metric": metric, "value": value}
+            write_atomically(self._save_dir / _FOLDER / _BEST, json.dumps(pointer))
+
+    def _expired(self, newest: int) -> list[int]:
+        steps = checkpoint_steps(self._save_dir)
+        earlier = [step for step in steps if step <= newest]
+        kept = set(earlier if self._max_to_keep is None else earlier[-self._max_to_keep :])
+        return [step for step in steps if step not in kept | {best_step(self._save_dir)} or step > newest]
+
+
+@contextmanager
+def run_lock(save_dir: Path) -> Iterator[None]:
+    """Hold the run directory alone. The system frees the lock of a process that died.
+
+    Raises ``UserError`` when another process trains there.
+    """
+    save_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(save_dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{save_dir}: another process is training there; wait for it, stop it, or use another training.save_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def checkpoint_steps(save_dir: Path) -> list[int]:
+    """Steps of the stored checkpoints, ascending; damaged ones included."""
+    names = (folder.name.removeprefix(_PREFIX) for folder in (save_dir / _FOLDER).glob(f"{_PREFIX}*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def best_step(save_dir: Path) -> int | None:
+    """The step of the best checkpoint so far, None when the run keeps no best one."""
+    pointer = save_dir / _FOLDER / _BEST
+    if not pointer.exists():
+        return None
+    step = int(json.loads(pointer.read_text())["step"])
+    return step if _folder(save_dir, step).exists() else None
+
+
+def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint of a run, None when it has none at all.
+
+    Each damaged newer one is reported as a warning. Raises ``CheckpointError`` when all are damaged.
+    """
+    damages: list[DamagedCheckpoint] = []
+    for step in reversed(checkpoint_steps(save_dir)):
+        try:
+            checkpoint = read_checkpoint(_folder(save_dir, step))
+        except DamagedCheckpoint as damage:
+            damages.append(damage)
+            continue
+        for passed_over in damages:
+            logger.warning("DAMAGED CHECKPOINT %s; going back to step %d", passed_over, step)
+        return checkpoint
+    if damages:
+        listed = "\n".join(f"  {each}" for each in damages)
+        raise CheckpointError(
+            f"{save_dir}: every checkpoint is damaged:\n{listed}\n"
+            "restore one from a backup, or start again in another training.save_dir"
+        )
+    return None
+
+
+def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "latest") -> Checkpoint:
+    """A checkpoint of a run directory, or ``source`` itself when it is the directory of one checkpoint.
+
+    Raises ``RunNotFound`` when there is none such, ``CheckpointError`` when it is damaged (for ``latest``: all are).
+    """
+    if is_checkpoint(source):
+        return read_checkpoint(source)
+    steps = checkpoint_steps(source)
+    if not steps:
+        remedy = "it holds no checkpoint yet" if source.exists() else "no such directory"
+        raise RunNotFound(f"{source}: {remedy}; name the save_dir of a training run")
+    step = best_step(source) if which == "best" else which
+    if step == "latest":
+        latest = latest_checkpoint(source)
+        assert latest is not None
+        return latest
+    if step not in steps:
+        kept = ", ".join(map(str, steps))
+        wanted = "a best checkpoint (training.keep_best)" if step is None else f"step {step}"
+        raise RunNotFound(f"{source}: {wanted} was not kept; kept steps: {kept}")
+    return read_checkpoint(_folder(source, int(step)))
+
+
+def _folder(save_dir: Path, step: int) -> Path:
+    return save_dir / _FOLDER / f"{_PREFIX}{step:09d}"

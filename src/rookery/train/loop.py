@@ -1,0 +1,269 @@
+"""The one training loop.
+
+Hot path: ``train`` → ``_Loop.run`` → ``_step`` (one optimizer step) → ``_after_step`` (log, validate, save).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, Literal
+
+import torch
+from torch import Tensor
+
+from rookery.checkpoint.files import State
+from rookery.data.prefetch import Prefetcher, Prepared, prepare
+from rookery.data.stream import StreamPosition
+from rookery.errors import TrainingError
+from rookery.train.best import BestTracker
+from rookery.train.config import RuntimeConfig, TrainingConfig
+from rookery.train.debug import describe_step, gradient_norms
+from rookery.train.interrupt import Interrupt
+from rookery.train.job import B, Job, Outputs
+from rookery.train.meter import MeanMeter, Stopwatch
+from rookery.train.progress import Progress
+from rookery.train.run import Run
+from rookery.train.state import RandomState, collect, restore
+
+# Batches made ready ahead of the model: enough to bridge the decoding of a row group, little memory.
+PREFETCH_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where training stopped, and why; ``loss`` is the mean since the log before (None when no step was left to do)."""
+
+    step: int
+    num_steps: int
+    reason: Literal["finished", "early_stopping", "interrupted"]
+    loss: float | None
+    best_step: int | None
+    best_value: float | None
+
+
+def train(
+    job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig, *, debug: bool = False
+) -> TrainingResult:
+    """Train ``job`` to its last step, from the run's newest checkpoint if it has one.
+
+    ``debug`` takes the very same steps without making batches ahead, and logs each one in detail.
+    Raises ``TrainingError`` when the loss stops being finite (no checkpoint is written of such a state) or the stream
+    ends early, ``ConfigError`` or ``DataError`` when the checkpoint does not fit the job.
+    """
+    loop = _Loop(job, run, config, runtime, debug)
+    loop.restore()
+    return loop.run()
+
+
+class _Loop(Generic[B]):
+    def __init__(self, job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig, debug: bool) -> None:
+        self._job, self._run, self._config, self._runtime, self._debug = job, run, config, runtime, debug
+        self._num_steps = config.num_steps(job.stream.batches_per_epoch)
+        self._states = {**job.state, "random": RandomState()}
+        self._meter = MeanMeter()
+        self._best = BestTracker(config.keep_best, config.early_stopping) if config.keep_best else None
+        self._stopwatch = Stopwatch(job.device if debug else None)
+        self._step_number = 0
+        self._saved_step = 0
+        self._position = job.stream.position()
+        self._num_examples = 0
+        self._loss: float | None = None
+        # Of the latest step, for the debug loop alone.
+        self._details: dict[str, float] = {}
+        self._outputs: Outputs = {}
+
+    def restore(self) -> None:
+        """Go back to where the run's newest checkpoint was taken."""
+        checkpoint = self._run.resume_from
+        if checkpoint is None:
+            return
+        self._step_number = self._saved_step = checkpoint.step
+        if self._best is not None and checkpoint.state["best"] is not None:
+            self._best.load_state(checkpoint.state["best"])
+            # A kill between a checkpoint and its mark leaves the mark behind.
+            self._mark_best()
+        if self._reason() is not None:
+            return
+        self._position = StreamPosition(**checkpoint.state["stream"])
+        self._job.stream.seek(self._position)
+        restore(self._states, checkpoint)
+        self._meter.load_state(checkpoint.state["means"], self._job.device)
+
+    def run(self) -> TrainingResult:
+        reason = self._reason()
+        if reason is None:
+            with ExitStack() as stack:
+                interrupt = stack.enter_context(Interrupt())
+                for sink in self._run.sinks:
+                    stack.callback(sink.close)
+                    sink.start(self._step_number)
+                batches = self._batches(stack)
+                progress = stack.enter_context(Progress(self._step_number, self._num_steps, self._job.unit))
+                self._job.model.train()
+                while (reason := self._reason(interrupt)) is None:
+                    micro_batches = self._next_batches(batches)
+                    self._step(micro_batches)
+                    self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
+                self._save()
+        best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
+        return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value)
+
+    def _reason(
+        self, interrupt: Interrupt | None = None
+    ) -> Literal["finished", "early_stopping", "interrupted"] | None:
+        """Why no further step is taken, None while there is one to take."""
+        if self._step_number >= self._num_steps:
+            return "finished"
+        if self._best is not None and self._best.should_stop:
+            return "early_stopping"
+        return "interrupted" if interrupt is not None and interrupt.received else None
+
+    def _batches(self, stack: ExitStack) -> Iterator[Prepared[B]]:
+        batches = prepare(self._job.stream, self._job.transform)
+        return batches if self._debug else stack.enter_context(Prefetcher(batches, PREFETCH_BATCHES))
+
+    def _next_batches(self, batches: Iterator[Prepared[B]]) -> list[Prepared[B]]:
+        """The micro-batches of one step; only the last step of the last epoch may have fewer than the others."""
+        wanted = self._config.gradient_accumulation
+        if self._config.num_epochs is not None:
+            per_epoch = self._job.stream.batches_per_epoch
+            done = self._position.epoch * per_epoch + self._position.num_batches
+            wanted = min(wanted, self._config.num_epochs * per_epoch - done)
+        with self._stopwatch.part("data"):
+            micro_batches = list(islice(batches, wanted))
+        if len(micro_batches) < wanted:
+            raise TrainingError(
+                f"the data ended after step {self._step_number:,} of {self._num_steps:,}; "
+                "let the stream run without end (num_epochs=None) or set training.num_epochs"
+            )
+        return micro_batches
+
+    def _step(self, micro_batches: Sequence[Prepared[B]]) -> None:
+        """One optimizer step on the mean loss of some micro-batches."""
+        job, step, num_micro_steps = self._job, self._step_number, len(micro_batches)
+        for rate in job.learning_rates:
+            rate.apply(rate.schedule(step))
+        for micro_step, prepared in enumerate(micro_batches):
+            job.model.begin_step(step, micro_step, num_micro_steps)
+            with self._stopwatch.part("forward"), self._autocast():
+                loss, outputs = job.model(prepared.batch)
+            self._count(loss, outputs, 1 / num_micro_steps)
+            # Before the backward pass: it moves the tables. On a CPU reading the loss costs nothing; a GPU would be
+            # waited for, so there only what is about to be logged or saved is looked at.
+            if job.device.type == "cpu" or self._is_watched(step + 1):
+                self._require_finite_loss()
+            with self._stopwatch.part("backward"):
+                (loss / num_micro_steps).backward()  # type: ignore[no-untyped-call]
+        if self._debug:
+            self._details = gradient_norms(job.model)
+            self._outputs = outputs
+        with self._stopwatch.part("optimizer"):
+            for optimizer in job.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        self._step_number += 1
+        self._position = micro_batches[-1].position
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._job.device.type, torch.bfloat16, enabled=self._runtime.enable_amp)
+
+    def _count(self, loss: Tensor, outputs: Outputs, weight: float) -> None:
+        self._meter.add("loss", loss, weight)
+        for name, value in outputs.items():
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                self._meter.add(name, value, weight)
+
+    def _after_step(self, progress: Progress, num_examples: int) -> None:
+        """Log, validate and save where their cadences say so."""
+        step = self._step_number
+        self._num_examples += num_examples
+        progress.advance(step, num_examples)
+        if self._logs(step):
+            self._log(progress)
+        is_best = self._validates(step) and self._validate(progress)
+        if is_best or self._run.checkpointer.due(step):
+            self._save()
+        if is_best:
+            self._mark_best()
+
+    def _logs(self, step: int) -> bool:
+        return self._debug or step % self._config.train_log_every_n == 0 or step == self._num_steps
+
+    def _validates(self, step: int) -> bool:
+        every_n = self._config.validate_every_n
+        return every_n is not None and (step % every_n == 0 or step == self._num_steps)
+
+    def _is_watched(self, step: int) -> bool:
+        return self._logs(step) or self._validates(step) or self._run.checkpointer.due(step)
+
+    def _log(self, progress: Progress) -> None:
+        means = self._meter.means()
+        seconds = self._stopwatch.lap()
+        # Validations and checkpoints have cadences of their own; the rate is that of training.
+        training_s = seconds["total"] - seconds.get("validation", 0.0) - seconds.get("checkpoint", 0.0)
+        metrics = {
+            **means,
+            f"{self._job.unit}_per_s": self._num_examples / training_s,
+            "epoch": self._position.epoch + self._position.num_batches / self._job.stream.batches_per_epoch,
+            **{f"lr/{rate.name}": rate.schedule(self._step_number - 1) for rate in self._job.learning_rates},
+            **{f"time/{part}_s": spent for part, spent in seconds.items()},
+            **self._details,
+        }
+        self._loss = means["loss"]
+        self._meter.clear()
+        self._num_examples = 0
+        self._to_sinks(metrics)
+        progress.log(self._step_number, metrics)
+        if self._debug:
+            progress.note(describe_step(metrics, self._outputs))
+
+    def _validate(self, progress: Progress) -> bool:
+        """Measure the model; True when it is the best so far."""
+        assert self._job.validate is not None, "training.validate_every_n is set, but the job cannot validate"
+        devices = [self._job.device] if self._job.device.type == "cuda" else []
+        self._job.model.train(False)
+        # A fork: validating more often must not change what is learned.
+        with self._stopwatch.part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
+            metrics = dict(self._job.validate())
+        self._job.model.train()
+        self._to_sinks({f"validation/{name}": value for name, value in metrics.items()})
+        is_best = self._best is not None and self._best.update(self._step_number, metrics)
+        shown = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        progress.note(f"step {self._step_number:,}: validation  {shown}{'  (best so far)' if is_best else ''}")
+        return is_best
+
+    def _to_sinks(self, metrics: dict[str, float]) -> None:
+        for sink in self._run.sinks:
+            sink.log(self._step_number, metrics)
+
+    def _save(self) -> None:
+        """Write a checkpoint of the current step unless there is one."""
+        if self._saved_step == self._step_number:
+            return
+        self._require_finite_loss()
+        for sink in self._run.sinks:
+            sink.flush()
+        state: State = {
+            "stream": self._position.to_json(),
+            "means": self._meter.state(),
+            "best": self._best.state() if self._best else None,
+        }
+        with self._stopwatch.part("checkpoint"):
+            self._run.checkpointer.save(self._step_number, collect(self._states), state)
+        self._saved_step = self._step_number
+
+    def _mark_best(self) -> None:
+        best = self._best
+        if best is not None and best.best_step is not None and best.best_value is not None:
+            self._run.checkpointer.mark_best(best.best_step, best.metric, best.best_value)
+
+    def _require_finite_loss(self) -> None:
+        if not self._meter.is_finite("loss"):
+            raise TrainingError(
+                f"the loss of step {self._step_number + 1:,} (or of one since the log before) is not finite; "
+                f"the newest checkpoint is of step {self._saved_step:,}. Lower the learning rate or look at the data "
+                "of that step with --debug-loop"
+            )
