@@ -29,7 +29,7 @@ def schema(job: Job) -> None:
     """Print the JSON Schema of a job's configuration, for editors and checkers."""
     from rookery.config.loader import json_schema
 
-    typer.echo(json.dumps(json_schema(_model(job)), indent=2))
+    typer.echo(json.dumps(json_schema(_model(job)), indent=2, ensure_ascii=False))
 
 
 def _model(job: Job) -> type[StrictModel]:
