@@ -7,8 +7,6 @@ row numbers; sort by row order; write. About 0.7 µs of one core an edge with st
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +22,8 @@ from rookery.data.ingest_edges import assign_splits, merge_duplicates
 from rookery.data.ingest_layout import Layout, lay_out
 from rookery.data.ingest_load import find_relations, load_edges
 from rookery.data.ingest_sources import literal, resolve_sources
-from rookery.errors import DataError, RookeryError, UserError
+from rookery.data.staging import staged
+from rookery.errors import RookeryError, UserError
 
 ROW_GROUP_SIZE = 65_536
 """Edges a row group: what the stream shuffles and seeks by."""
@@ -61,60 +60,32 @@ def ingest(
     number of threads. Nothing appears at ``out`` before all of it is written; after a failure nothing is left.
     Raises ``DataError`` for bad input, with the place, the value and the remedy.
     """
-    sources = resolve_sources(config.sources, folder)
-    _require_free(out, overwrite)
-    with _staged(out) as staging, _database(staging / "spill", resources or Resources()) as db:
+    with (
+        staged(out, overwrite=overwrite, marker=MANIFEST) as staging,
+        open_database(staging.scratch, resources or Resources()) as db,
+    ):
         notify("reading")
-        relations = config.relations or find_relations(db, sources)
-        layout = lay_out(config, sources, relations)
-        load_edges(db, layout)
+        layout = load(db, config, folder)
         merge_duplicates(db, config, layout)
         assign_splits(db, config, layout)
         notify("counting entities")
-        entity_types = _write_vocabularies(db, layout, staging / "graph")
+        entity_types = _write_vocabularies(db, layout, staging.folder)
         notify("writing edges")
-        splits = _write_edges(db, layout, staging / "graph")
-        _write_manifest(db, config, layout, entity_types, splits, staging / "graph")
-        db.close()
-        _publish(staging, out)
+        splits = _write_edges(db, layout, staging.folder)
+        _write_manifest(db, config, layout, entity_types, splits, staging.folder)
     return Graph.open(out)
 
 
-def _require_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise DataError(f"{out}: exists; choose another name, or pass --overwrite to replace the graph")
-    if not (out / MANIFEST).is_file():
-        raise DataError(
-            f"{out}: is not a graph, and --overwrite replaces graphs only; remove it or choose another name"
-        )
+def load(db: duckdb.DuckDBPyConnection, config: IngestConfig, folder: Path) -> Layout:
+    """Fill the table ``edge`` (``data/ingest_load.py``) with the checked edges of ``config``."""
+    sources = resolve_sources(config.sources, folder)
+    layout = lay_out(config, sources, config.relations or find_relations(db, sources))
+    load_edges(db, layout)
+    return layout
 
 
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` that is gone afterwards, whatever happens."""
-    parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
-    except OSError as error:
-        raise DataError(f"{parent}: cannot be written to ({error.strerror}); choose another place") from error
-    try:
-        (staging / "graph").mkdir()
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(staging: Path, out: Path) -> None:
-    if out.exists():
-        out.rename(staging / "replaced")
-    (staging / "graph").rename(out)
-
-
-@contextmanager
-def _database(spill: Path, resources: Resources) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(spill: Path, resources: Resources) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB that spills to ``spill``. Its errors become ours: what it says is for its developers."""
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": resources.memory_limit or f"{_default_memory_bytes() // 1_000_000}MB",

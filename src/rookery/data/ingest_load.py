@@ -50,8 +50,8 @@ def _distinct_relations(db: duckdb.DuckDBPyConnection, source: Source) -> set[st
     return found
 
 
-def load_edges(db: duckdb.DuckDBPyConnection, layout: Layout) -> int:
-    """Fill ``edge`` from the files and check every row; returns the number of edges. Raises ``DataError``."""
+def load_edges(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
+    """Fill ``edge`` from the files and check every row. Raises ``DataError``."""
     _create_tables(db, layout)
     counts = [_load_source(db, source, layout) for source in layout.sources]
     starts = [0, *accumulate(counts)]
@@ -59,7 +59,6 @@ def load_edges(db: duckdb.DuckDBPyConnection, layout: Layout) -> int:
     if first_bad is not None:
         number = bisect_right(starts, first_bad) - 1
         raise explain_bad_row(layout.sources[number], first_bad - starts[number], layout)
-    return starts[-1]
 
 
 def edge_columns(layout: Layout) -> dict[str, str]:
