@@ -26,7 +26,7 @@ from rookery.train.job import B, Job, Outputs
 from rookery.train.meter import MeanMeter, Stopwatch
 from rookery.train.progress import Progress
 from rookery.train.run import Run
-from rookery.train.state import RandomState, collect, restore
+from rookery.train.state import RandomState, check_fit
 
 # Batches made ready ahead of the model: enough to bridge the decoding of a row group, little memory.
 PREFETCH_BATCHES = 4
@@ -80,6 +80,7 @@ class _Loop(Generic[B]):
         checkpoint = self._run.resume_from
         if checkpoint is None:
             return
+        check_fit(self._job.state, checkpoint)
         self._step_number = self._saved_step = checkpoint.step
         if self._best is not None and checkpoint.state["best"] is not None:
             self._best.load_state(checkpoint.state["best"])
@@ -89,7 +90,8 @@ class _Loop(Generic[B]):
             return
         self._position = StreamPosition(**checkpoint.state["stream"])
         self._job.stream.seek(self._position)
-        restore(self._states, checkpoint)
+        for group, state in self._states.items():
+            state.load_tensors(checkpoint.tensors(group))
         self._meter.load_state(checkpoint.state["means"], self._job.device)
 
     def run(self) -> TrainingResult:
@@ -97,9 +99,7 @@ class _Loop(Generic[B]):
         if reason is None:
             with ExitStack() as stack:
                 interrupt = stack.enter_context(Interrupt())
-                for sink in self._run.sinks:
-                    stack.callback(sink.close)
-                    sink.start(self._step_number)
+                stack.enter_context(self._run.recording(self._step_number))
                 batches = self._batches(stack)
                 progress = stack.enter_context(Progress(self._step_number, self._num_steps, self._job.unit))
                 self._job.model.train()
@@ -151,9 +151,8 @@ class _Loop(Generic[B]):
             with self._stopwatch.part("forward"), self._autocast():
                 loss, outputs = job.model(prepared.batch)
             self._count(loss, outputs, 1 / num_micro_steps)
-            # Before the backward pass: it moves the tables. On a CPU reading the loss costs nothing; a GPU would be
-            # waited for, so there only what is about to be logged or saved is looked at.
-            if job.device.type == "cpu" or self._is_watched(step + 1):
+            # Before the backward pass: it moves the tables.
+            if self._reads_every_loss or self._is_watched(step + 1):
                 self._require_finite_loss()
             with self._stopwatch.part("backward"):
                 (loss / num_micro_steps).backward()  # type: ignore[no-untyped-call]
@@ -195,6 +194,11 @@ class _Loop(Generic[B]):
     def _validates(self, step: int) -> bool:
         every_n = self._config.validate_every_n
         return every_n is not None and (step % every_n == 0 or step == self._num_steps)
+
+    @property
+    def _reads_every_loss(self) -> bool:
+        """On a CPU reading costs nothing. A GPU would be waited for: there it is only done before a log or a save."""
+        return self._job.device.type == "cpu"
 
     def _is_watched(self, step: int) -> bool:
         return self._logs(step) or self._validates(step) or self._run.checkpointer.due(step)
@@ -251,8 +255,9 @@ class _Loop(Generic[B]):
             "means": self._meter.state(),
             "best": self._best.state() if self._best else None,
         }
+        tensors = {group: each.tensors() for group, each in self._states.items()}
         with self._stopwatch.part("checkpoint"):
-            self._run.checkpointer.save(self._step_number, collect(self._states), state)
+            self._run.checkpointer.save(self._step_number, tensors, state)
         self._saved_step = self._step_number
 
     def _mark_best(self) -> None:

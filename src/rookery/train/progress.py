@@ -15,7 +15,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 # In a line of text only; the sinks have them all.
-_LEFT_OUT = ("time/", "lr/", "epoch")
+_LEFT_OUT = ("time/", "lr/", "grad_norm/", "epoch")
 
 
 class Progress:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,22 +27,38 @@ class Run:
     """An open run: its checkpoint writer, its sinks, and the checkpoint to go on from (None for a new run)."""
 
     save_dir: Path
+    config_yaml: str
     checkpointer: Checkpointer
     sinks: Sequence[MetricSink]
     resume_from: Checkpoint | None
 
+    @contextmanager
+    def recording(self, step: int) -> Iterator[None]:
+        """Write what describes the run, and take metrics of the steps behind ``step``.
+
+        Not before a step is taken: another configuration must not replace that of a finished run.
+        """
+        write_atomically(self.save_dir / "config.yaml", self.config_yaml)
+        write_atomically(self.save_dir / "environment.json", json.dumps(describe_environment(), indent=1) + "\n")
+        with ExitStack() as stack:
+            for sink in self.sinks:
+                sink.start(step)
+                stack.callback(sink.close)
+            yield
+
 
 @contextmanager
 def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
-    """Take ``config.save_dir`` for this process, find its newest checkpoint, and write what describes the run.
+    """Take ``config.save_dir`` for this process and find its newest undamaged checkpoint.
 
     Raises ``UserError`` when another process trains there, ``CheckpointError`` when every checkpoint is damaged.
     """
     save_dir = config.save_dir
     with run_lock(save_dir):
-        resume_from = latest_checkpoint(save_dir)
-        write_atomically(save_dir / "config.yaml", config_yaml)
-        write_atomically(save_dir / "environment.json", json.dumps(describe_environment(), indent=1) + "\n")
-        sinks = (JsonLines(save_dir / "metrics.jsonl"), TensorBoard(save_dir / "tensorboard"))
-        checkpointer = Checkpointer(save_dir, config.checkpoint_every_n, config.checkpoint_max_to_keep)
-        yield Run(save_dir, checkpointer, sinks, resume_from)
+        yield Run(
+            save_dir=save_dir,
+            config_yaml=config_yaml,
+            checkpointer=Checkpointer(save_dir, config.checkpoint_every_n, config.checkpoint_max_to_keep),
+            sinks=(JsonLines(save_dir / "metrics.jsonl"), TensorBoard(save_dir / "tensorboard")),
+            resume_from=latest_checkpoint(save_dir),
+        )

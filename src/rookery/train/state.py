@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +109,7 @@ class Prefixed(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._prefix + name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
@@ -118,7 +117,7 @@ class Prefixed(Mapping[str, Tensor]):
 
 
 class RandomState:
-    """The default random generators of torch: the CPU's and each CUDA device's."""
+    """The default random generators of torch: the CPU's, and those of CUDA devices as far as there are any."""
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {"cpu": torch.get_rng_state()}
@@ -127,35 +126,25 @@ class RandomState:
         return tensors
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for device in tensors:
-            if device == "cpu":
-                torch.set_rng_state(tensors[device].clone())
-            elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(tensors[device].clone(), device)
+        torch.set_rng_state(tensors["cpu"].clone())
+        for index in range(torch.cuda.device_count()):
+            if f"cuda:{index}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"cuda:{index}"].clone(), index)
 
 
-def collect(states: Mapping[str, Stateful]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every group, for ``Checkpointer.save``."""
-    return {group: state.tensors() for group, state in states.items()}
-
-
-def restore(states: Mapping[str, Stateful], checkpoint: Checkpoint) -> None:
-    """Load every group. ``ConfigError`` when the run's tensors are no longer those of the checkpoint."""
+def check_fit(states: Mapping[str, Stateful], checkpoint: Checkpoint) -> None:
+    """Raise ``ConfigError`` unless every tensor is stored with the same shape and type."""
     for group, state in states.items():
         stored = checkpoint.tensors(group)
         for name, tensor in state.tensors().items():
-            _check_fit(name, tensor, stored, checkpoint)
-        state.load_tensors(stored)
-
-
-def _check_fit(name: str, tensor: Tensor, stored: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    then = _describe(stored[name]) if name in stored else "absent"
-    now = _describe(tensor)
-    if then != now:
-        raise ConfigError(
-            f"{checkpoint.path}: {name} is {then} there, {now} in this configuration; restore the configuration to "
-            "resume, or start from its weights with training.initial_checkpoint_dir in another training.save_dir"
-        )
+            then = _describe(stored[name]) if name in stored else "absent"
+            now = _describe(tensor)
+            if then != now:
+                raise ConfigError(
+                    f"{checkpoint.path}: {name} is {then} there, {now} in this configuration; "
+                    "restore the configuration to resume, or start from its weights in another training.save_dir "
+                    "with training.initial_checkpoint_dir"
+                )
 
 
 def _describe(tensor: Tensor) -> str:

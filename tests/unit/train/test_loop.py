@@ -1,0 +1,541 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
+from rookery.data.stream import ParquetStream
+from rookery.errors import ConfigError, DataError, TrainingError, UserError
+
+NUM_ROWS = 90  # of the toy
+
+MakeToy = Callable[..., Any]
+
+
+def lines(save_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs but the interpreter's own unwinding."""
+
+
+def train_through_kills(make_toy: MakeToy, save_dir: Path, cuts: list[int], **config: Any) -> Any:
+    """Start again after a kill in the forward pass number ``cuts[i]`` of the i-th start, until it ends by itself."""
+    for cut in cuts:
+        toy = make_toy()
+        toy.model.fail_at = {cut: Killed()}
+        try:
+            toy.train(save_dir, **config)
+        except Killed:
+            continue
+        return toy
+    toy = make_toy()
+    toy.train(save_dir, **config)
+    return toy
+
+
+class TestLearning:
+    def test_it_finds_the_known_answer(
+        self, make_toy: MakeToy, tmp_path: Path, true_weight: Tensor, true_offsets: Tensor
+    ) -> None:
+        toy = make_toy(jitter=0.0, buffer_rows=NUM_ROWS, learning_rates=())
+        result = toy.train(tmp_path, num_train_steps=1000)
+        torch.testing.assert_close(toy.model.weight.detach(), true_weight, atol=1e-4, rtol=0)
+        torch.testing.assert_close(toy.model.tables.rows("group").squeeze(1), true_offsets, atol=1e-4, rtol=0)
+        assert result.loss is not None
+        assert result.loss < 1e-6
+
+    def test_a_step_is_what_plain_torch_does(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        toy, plain = make_toy(jitter=0.0), make_toy(jitter=0.0)
+        toy.train(tmp_path, num_train_steps=7)
+        for step in range(7):
+            columns = next(plain.stream)
+            loss, _ = plain.model(plain.job.transform(columns, plain.stream.position()))
+            for group in plain.optimizer.param_groups:
+                group["lr"] = plain.schedule(step)
+            plain.optimizer.zero_grad()
+            loss.backward()
+            plain.optimizer.step()
+        assert_equal(toy.parameters(), plain.parameters())
+
+    def test_accumulated_batches_move_parameters_as_one_large_batch_does(
+        self, make_toy: MakeToy, tmp_path: Path
+    ) -> None:
+        small = make_toy(batch_size=10, jitter=0.0, transform=lambda columns, _: columns)
+        large = make_toy(batch_size=30, jitter=0.0, transform=lambda columns, _: columns)
+        small.train(tmp_path / "small", num_train_steps=12, gradient_accumulation=3, train_log_every_n=1)
+        large.train(tmp_path / "large", num_train_steps=12, train_log_every_n=1)
+        for name, tensor in large.job.state["model"].tensors().items():
+            torch.testing.assert_close(small.job.state["model"].tensors()[name], tensor, atol=1e-5, rtol=1e-5)
+        losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("small", "large")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert small.model.steps_told[:4] == [(0, 0, 3), (0, 1, 3), (0, 2, 3), (1, 0, 3)]
+
+    def test_half_precision_products_run_under_autocast(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        from rookery.train.config import RuntimeConfig, TrainingConfig
+        from rookery.train.loop import train
+        from rookery.train.run import open_run
+
+        toy = make_toy()
+        seen: list[bool] = []
+        toy.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+        for enabled in (True, False):
+            config = TrainingConfig(save_dir=tmp_path / str(enabled), num_train_steps=1)
+            with open_run(config, "") as run:
+                train(toy.job, run, config, RuntimeConfig(device="cpu", enable_amp=enabled))
+        assert seen == [True, False]
+
+
+class TestLength:
+    @pytest.mark.parametrize("num_train_steps", [1, 4, 5, 13])
+    def test_exactly_num_train_steps_steps(self, make_toy: MakeToy, tmp_path: Path, num_train_steps: int) -> None:
+        toy = make_toy()
+        result = toy.train(tmp_path, num_train_steps=num_train_steps)
+        assert (result.step, result.reason) == (num_train_steps, "finished")
+        assert toy.model.num_forwards == num_train_steps
+
+    @pytest.mark.parametrize(("accumulation", "num_steps"), [(1, 10), (3, 4), (4, 3), (20, 1)])
+    def test_epochs_visit_every_batch_whatever_the_accumulation(
+        self, make_toy: MakeToy, tmp_path: Path, accumulation: int, num_steps: int
+    ) -> None:
+        toy = make_toy()
+        result = toy.train(tmp_path, num_epochs=2, gradient_accumulation=accumulation, train_log_every_n=1)
+        assert result.step == result.num_steps == num_steps
+        assert toy.model.num_forwards == 2 * 5
+        assert toy.model.steps_told[-1][2] == 10 - (num_steps - 1) * accumulation
+        assert lines(tmp_path)[-1]["epoch"] == 2.0
+
+    def test_the_earlier_of_steps_and_epochs_ends_it(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        assert make_toy().train(tmp_path / "a", num_epochs=2, num_train_steps=7).step == 7
+        assert make_toy().train(tmp_path / "b", num_epochs=1, num_train_steps=7).step == 5
+
+    def test_a_finished_run_returns_at_once(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        first = make_toy().train(tmp_path, num_train_steps=6)
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        again = make_toy()
+        result = again.train(tmp_path, num_train_steps=6)
+        assert (result.step, result.reason, again.model.num_forwards) == (6, "finished", 0)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        assert first.loss is not None
+        assert result.loss is None
+
+    def test_a_finished_run_goes_on_when_given_more_steps(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        make_toy().train(tmp_path / "two", num_train_steps=6)
+        longer, whole = make_toy(), make_toy()
+        longer.train(tmp_path / "two", num_train_steps=15)
+        assert_equal(longer.parameters(), (whole.train(tmp_path / "one", num_train_steps=15), whole.parameters())[1])
+
+    def test_a_stream_that_ends_early_is_an_error(self, make_toy: MakeToy, tmp_path: Path, rows_file: Path) -> None:
+        stream = ParquetStream([rows_file], ["x", "y", "group"], 20, seed=3, shuffle=True, num_epochs=1)
+        with pytest.raises(TrainingError, match="the data ended after step 5 of 8"):
+            make_toy(stream=stream).train(tmp_path, num_train_steps=8)
+
+
+class TestResume:
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("accumulation", [1, 3])
+    def test_killed_at_random_steps_it_ends_with_the_same_bits(
+        self, make_toy: MakeToy, tmp_path: Path, seed: int, accumulation: int
+    ) -> None:
+        chance = random.Random(seed)
+        config = {
+            "num_epochs": 7,
+            "gradient_accumulation": accumulation,
+            "checkpoint_every_n": chance.randint(1, 6),
+            "checkpoint_max_to_keep": 2,
+            "train_log_every_n": chance.randint(1, 7),
+        }
+        whole = make_toy()
+        whole.train(tmp_path / "whole", **config)
+        expected = whole.parameters()
+        cuts = [chance.randint(1, 30) for _ in range(chance.randint(1, 6))]
+        killed = train_through_kills(make_toy, tmp_path / "killed", cuts, **config)
+        assert_equal(killed.parameters(), expected)
+        steady = ("step", "loss", "mean_error", "rows", "epoch", "lr/dense")
+        logs = [[[line[key] for key in steady] for line in lines(tmp_path / name)] for name in ("whole", "killed")]
+        assert logs[0] == logs[1]
+
+    def test_killed_while_writing_a_checkpoint(
+        self, make_toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from rookery.checkpoint import files
+
+        whole = make_toy()
+        whole.train(tmp_path / "whole", num_train_steps=20, checkpoint_every_n=4)
+        expected = whole.parameters()
+        force_to_disk, calls = files.force_to_disk, [0]
+        for cut in range(1, 22, 3):
+
+            def dies(path: Path, cut: int = cut) -> None:
+                calls[0] += 1
+                if calls[0] == cut:
+                    raise Killed
+                force_to_disk(path)
+
+            calls[0] = 0
+            save_dir = tmp_path / f"cut-{cut}"
+            monkeypatch.setattr(files, "force_to_disk", dies)
+            with pytest.raises(Killed):
+                make_toy().train(save_dir, num_train_steps=20, checkpoint_every_n=4)
+            monkeypatch.setattr(files, "force_to_disk", force_to_disk)
+            resumed = make_toy()
+            resumed.train(save_dir, num_train_steps=20, checkpoint_every_n=4)
+            assert_equal(resumed.parameters(), expected)
+
+    def test_a_position_of_the_consumed_batch_not_of_the_prefetched_one(
+        self, make_toy: MakeToy, tmp_path: Path
+    ) -> None:
+        make_toy().train(tmp_path, num_train_steps=7, checkpoint_every_n=3)
+        for step in (3, 6, 7):
+            stream = load_checkpoint(tmp_path, step).state["stream"]
+            assert 5 * stream["epoch"] + stream["num_batches"] == step
+
+    def test_lines_after_the_restored_step_are_cut(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        toy = make_toy()
+        toy.model.fail_at = {10: Killed()}
+        with pytest.raises(Killed):
+            toy.train(tmp_path, num_train_steps=12, checkpoint_every_n=5, train_log_every_n=1)
+        assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 9, "loss": 0.')
+        make_toy().train(tmp_path, num_train_steps=12, checkpoint_every_n=5, train_log_every_n=1)
+        assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
+
+    def test_another_shape_is_refused_with_both_shapes(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        make_toy().train(tmp_path, num_train_steps=2)
+        toy = make_toy()
+        toy.model.weight = torch.nn.Parameter(torch.zeros(4))
+        with pytest.raises(ConfigError, match=r"dense\.weight is float32\[3\] there, float32\[4\] in this config"):
+            toy.train(tmp_path, num_train_steps=5)
+
+    def test_another_batch_size_is_refused(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        make_toy().train(tmp_path, num_train_steps=2)
+        with pytest.raises(DataError, match="restore batch_size=20"):
+            make_toy(batch_size=10).train(tmp_path, num_train_steps=5)
+
+    def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(
+        self, make_toy: MakeToy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        whole = make_toy()
+        whole.train(tmp_path / "whole", num_train_steps=20)
+        expected = whole.parameters()
+        make_toy().train(tmp_path / "run", num_train_steps=15, checkpoint_every_n=5, checkpoint_max_to_keep=2)
+        damaged = tmp_path / "run" / "checkpoints" / "step-000000015" / "model.safetensors"
+        content = bytearray(damaged.read_bytes())
+        content[-1] ^= 1
+        damaged.write_bytes(content)
+        resumed = make_toy()
+        resumed.train(tmp_path / "run", num_train_steps=20, checkpoint_every_n=8, checkpoint_max_to_keep=2)
+        assert_equal(resumed.parameters(), expected)
+        assert "DAMAGED CHECKPOINT" in caplog.text
+        assert str(damaged) in caplog.text
+        assert checkpoint_steps(tmp_path / "run") == [16, 20]
+
+
+class TestLog:
+    def test_means_over_the_interval(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        for every_n in (1, 4):
+            make_toy().train(tmp_path / str(every_n), num_train_steps=10, train_log_every_n=every_n)
+        single = {line["step"]: line for line in lines(tmp_path / "1")}
+        for line, steps in zip(lines(tmp_path / "4"), ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10]), strict=True):
+            assert line["step"] == steps[-1]
+            for name in ("loss", "mean_error", "rows"):
+                assert line[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps), rel=1e-12)
+
+    def test_rates_and_times(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        toy = make_toy(validate=lambda: {"mrr": 0.5})
+        toy.train(tmp_path, num_train_steps=10, train_log_every_n=5, validate_every_n=5, checkpoint_every_n=5)
+        first, _, second, _ = lines(tmp_path)
+        assert first["lr/dense"] == toy.schedule(4)
+        assert second["lr/dense"] == toy.schedule(9)
+        assert second["epoch"] == 2.0
+        parts = ("data", "forward", "backward", "optimizer", "validation", "checkpoint")
+        spent = [second[f"time/{part}_s"] for part in parts]
+        assert all(seconds > 0 for seconds in spent)
+        assert sum(spent) < second["time/total_s"]
+        training_s = second["time/total_s"] - second["time/validation_s"] - second["time/checkpoint_s"]
+        assert second["rows_per_s"] == pytest.approx(90 / training_s)
+
+    def test_the_files_of_a_run(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        make_toy().train(tmp_path, num_train_steps=4, train_log_every_n=2)
+        assert (tmp_path / "config.yaml").read_text() == "toy: true\n"
+        environment = json.loads((tmp_path / "environment.json").read_text())
+        assert environment["packages"]["torch"] == torch.__version__
+        assert environment["num_cpus"] == os.cpu_count()
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        scalars = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert scalars == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines(tmp_path)]
+
+    def test_stderr_outside_a_terminal_has_a_line_a_log(
+        self, make_toy: MakeToy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        toy = make_toy(validate=lambda: {"mrr": 0.25})
+        toy.train(tmp_path, num_train_steps=6, train_log_every_n=2, validate_every_n=3)
+        output = capfd.readouterr()
+        shown = output.err.splitlines()
+        assert output.out == ""
+        assert [line.split(":")[0].split("  ")[0] for line in shown] == [
+            "step 2/6", "step 3", "step 4/6", "step 6/6", "step 6",
+        ]  # fmt: skip
+        assert "validation  mrr 0.25" in shown[1]
+        assert "rows/s" in shown[0]
+        assert "left" in shown[0]
+
+
+class TestDebugLoop:
+    def test_it_takes_the_very_same_steps(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        usual, debug = make_toy(), make_toy()
+        usual.train(tmp_path / "usual", num_train_steps=13, gradient_accumulation=2)
+        expected = usual.parameters()
+        debug.train(tmp_path / "debug", num_train_steps=13, gradient_accumulation=2, debug=True)
+        assert_equal(debug.parameters(), expected)
+
+    def test_it_logs_each_step_in_detail_and_makes_nothing_ahead(
+        self, make_toy: MakeToy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        toy = make_toy(jitter=0.0)
+        norms: list[float] = []
+        toy.optimizer.register_step_pre_hook(lambda *_: norms.append(toy.model.weight.grad.norm().item()))
+        threads: set[str] = set()
+        toy.model.register_forward_pre_hook(lambda *_: threads.update(each.name for each in threading.enumerate()))
+        toy.train(tmp_path, num_train_steps=3, train_log_every_n=100, debug=True)
+        logged = lines(tmp_path)
+        assert [line["step"] for line in logged] == [1, 2, 3]
+        assert [line["grad_norm/weight"] for line in logged] == norms
+        shown = capfd.readouterr().err
+        for name in ("lr/dense", "grad_norm/weight", "time/forward_s", "mean_error"):
+            assert len(re.findall(rf"^  {name} ", shown, re.MULTILINE)) == 3
+        assert "float32[20]" in shown
+        assert "prefetch" not in threads
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_it_stops_before_the_step_is_taken_or_saved(self, make_toy: MakeToy, tmp_path: Path, value: float) -> None:
+        toy = make_toy()
+        original = toy.model.forward
+
+        def forward(batch: Any) -> Any:
+            loss, outputs = original(batch)
+            return (loss * value if toy.model.num_forwards == 8 else loss), outputs
+
+        toy.model.forward = forward
+        reference = make_toy()
+        reference.train(tmp_path / "reference", num_train_steps=7)
+        expected = reference.job.state["model"].tensors()
+        with pytest.raises(TrainingError, match=r"the loss of step 8 .*not finite; the newest checkpoint is of step 6"):
+            toy.train(tmp_path / "run", num_train_steps=20, checkpoint_every_n=3)
+        assert_equal(toy.job.state["model"].tensors(), expected)
+        assert checkpoint_steps(tmp_path / "run") == [3, 6]
+
+    def test_an_unwatched_step_is_caught_before_the_next_checkpoint(
+        self, make_toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a GPU, where the loss is only read when something is to be logged or saved."""
+        monkeypatch.setattr("rookery.train.loop._Loop._reads_every_loss", property(lambda loop: False))
+        toy = make_toy()
+        original = toy.model.forward
+        toy.model.forward = lambda batch: (
+            original(batch)[0] * (math.nan if toy.model.num_forwards == 7 else 1.0),
+            {},
+        )
+        with pytest.raises(TrainingError, match="the newest checkpoint is of step 5"):
+            toy.train(tmp_path, num_train_steps=20, checkpoint_every_n=5)
+        assert checkpoint_steps(tmp_path) == [5]
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_the_run_behind_its_step_and_a_second_start_completes_it(
+        self, make_toy: MakeToy, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+        whole = make_toy()
+        whole.train(tmp_path / "whole", num_train_steps=12)
+        expected = whole.parameters()
+        toy = make_toy()
+        toy.model.register_forward_pre_hook(
+            lambda *_: os.kill(os.getpid(), number) if toy.model.num_forwards == 4 else None
+        )
+        result = toy.train(tmp_path / "run", num_train_steps=12)
+        assert (result.step, result.reason) == (5, "interrupted")
+        assert checkpoint_steps(tmp_path / "run") == [5]
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+        again = make_toy()
+        assert again.train(tmp_path / "run", num_train_steps=12).reason == "finished"
+        assert_equal(again.parameters(), expected)
+
+    def test_a_second_signal_stops_at_once(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        toy = make_toy()
+        toy.model.register_forward_pre_hook(
+            lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)] if toy.model.num_forwards == 4 else None
+        )
+        with pytest.raises(KeyboardInterrupt):
+            toy.train(tmp_path, num_train_steps=12)
+        assert toy.model.num_forwards == 4
+
+
+class TestValidation:
+    def test_the_best_is_kept_when_others_are_deleted(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        values = iter([0.1, 0.4, 0.3, 0.2])
+        toy = make_toy(validate=lambda: {"mrr": next(values)})
+        weights: dict[int, Tensor] = {}
+        toy.model.register_forward_pre_hook(
+            lambda *_: weights.update({toy.model.num_forwards: toy.model.weight.detach().clone()})
+        )
+        result = toy.train(
+            tmp_path, num_train_steps=11, validate_every_n=3, checkpoint_max_to_keep=1, keep_best={"metric": "mrr"}
+        )
+        assert (result.best_step, result.best_value) == (6, 0.4)
+        assert checkpoint_steps(tmp_path) == [6, 11]
+        assert best_step(tmp_path) == 6
+        best = load_checkpoint(tmp_path, "best")
+        assert torch.equal(best.tensors("model")["dense.weight"], weights[6])
+        validated = [(line["step"], line["validation/mrr"]) for line in lines(tmp_path) if "validation/mrr" in line]
+        assert validated == [(3, 0.1), (6, 0.4), (9, 0.3), (11, 0.2)]
+
+    def test_the_model_is_measured_in_evaluation_mode_without_gradients(
+        self, make_toy: MakeToy, tmp_path: Path
+    ) -> None:
+        seen: list[tuple[bool, bool]] = []
+        toy = make_toy()
+        toy = make_toy(validate=lambda: seen.append((toy.model.training, torch.is_grad_enabled())) or {"loss": 1.0})
+        toy.train(tmp_path, num_train_steps=2, validate_every_n=1)
+        assert toy.model.training
+        assert len(seen) == 2
+
+    def test_validating_more_often_does_not_change_what_is_learned(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        parameters = []
+        for every_n in (2, 5):
+            toy = make_toy(validate=lambda: {"mrr": torch.rand(()).item()})
+            toy.train(tmp_path / str(every_n), num_train_steps=10, validate_every_n=every_n)
+            parameters.append(toy.parameters())
+        assert_equal(*parameters)
+
+    def test_early_stopping_and_its_state_survive_a_kill(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        curve = {2: 5.0, 4: 3.0, 6: 2.95, 8: 2.94, 10: 2.93, 12: 0.0}
+        config = {
+            "num_train_steps": 20,
+            "validate_every_n": 2,
+            "checkpoint_every_n": 1,
+            "keep_best": {"metric": "loss", "mode": "min"},
+            "early_stopping": {"patience": 3, "min_delta": 0.1},
+        }
+
+        def toy_on_curve() -> Any:
+            return make_toy(validate=lambda: {"loss": curve[toys[-1].model.steps_told[-1][0] + 1]})
+
+        toys: list[Any] = []
+        for cut in (5, 4, None):
+            toys.append(toy_on_curve())
+            toys[-1].model.fail_at = {cut: Killed()} if cut else {}
+            try:
+                result = toys[-1].train(tmp_path, **config)
+            except Killed:
+                continue
+        assert (result.step, result.reason) == (10, "early_stopping")
+        assert (result.best_step, result.best_value) == (10, 2.93)
+        again = toy_on_curve()
+        toys.append(again)
+        result = again.train(tmp_path, **config)
+        assert (result.step, result.reason, again.model.num_forwards) == (10, "early_stopping", 0)
+
+    def test_a_mark_that_a_kill_prevented_is_set_by_the_next_start(
+        self, make_toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from rookery.checkpoint.checkpointer import Checkpointer
+
+        config = {"num_train_steps": 6, "validate_every_n": 3, "keep_best": {"metric": "mrr"}}
+
+        def dies(*_: Any) -> None:
+            raise Killed
+
+        mark_best = Checkpointer.mark_best
+        monkeypatch.setattr(Checkpointer, "mark_best", dies)
+        with pytest.raises(Killed):
+            make_toy(validate=lambda: {"mrr": 0.5}).train(tmp_path, **config)
+        assert best_step(tmp_path) is None
+        monkeypatch.setattr(Checkpointer, "mark_best", mark_best)
+        make_toy(validate=lambda: {"mrr": 0.4}).train(tmp_path, **config)
+        assert best_step(tmp_path) == 3
+
+    def test_an_unknown_metric_names_the_known_ones(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        toy = make_toy(validate=lambda: {"mrr": 0.1, "hits_at_10": 0.2})
+        with pytest.raises(ConfigError, match=r"training\.keep_best\.metric='mr': .* did you mean 'mrr'\?"):
+            toy.train(tmp_path, num_train_steps=2, validate_every_n=1, keep_best={"metric": "mr"})
+
+
+def test_two_runs_in_one_directory_are_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    from rookery.train.config import TrainingConfig
+    from rookery.train.run import open_run
+
+    config = TrainingConfig(save_dir=tmp_path, num_train_steps=1)
+    with open_run(config, ""), pytest.raises(UserError, match="another process is training there"):
+        make_toy().train(tmp_path, num_train_steps=1)
+    make_toy().train(tmp_path, num_train_steps=1)
+
+
+def test_a_finished_run_keeps_its_own_configuration(make_toy: MakeToy, tmp_path: Path) -> None:
+    from rookery.train.config import RuntimeConfig, TrainingConfig
+    from rookery.train.loop import train
+    from rookery.train.run import open_run
+
+    make_toy().train(tmp_path, num_train_steps=2)
+    config = TrainingConfig(save_dir=tmp_path, num_train_steps=2)
+    with open_run(config, "toy: false\n") as run:
+        train(make_toy().job, run, config, RuntimeConfig(device="cpu"))
+    assert (tmp_path / "config.yaml").read_text() == "toy: true\n"
+
+
+_SCRIPT = """
+import runpy, sys, time
+from pathlib import Path
+conftest, rows, save_dir = sys.argv[1:]
+toy = runpy.run_path(conftest)["Toy"]([Path(rows)])
+toy.model.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+toy.train(Path(save_dir), num_train_steps=40, checkpoint_every_n=3, checkpoint_max_to_keep=2)
+"""
+
+
+def test_kill_minus_nine_and_start_again(make_toy: MakeToy, rows_file: Path, tmp_path: Path) -> None:
+    whole = make_toy()
+    whole.train(tmp_path / "whole", num_train_steps=40)
+    save_dir = tmp_path / "killed"
+    command = [sys.executable, "-c", _SCRIPT, str(Path(__file__).parent / "conftest.py"), str(rows_file), str(save_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while len(checkpoint_steps(save_dir)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert checkpoint_steps(save_dir)[-1] < 40
+    subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
+    last = load_checkpoint(save_dir)
+    assert last.step == 40
+    for group in ("model", "optimizer"):
+        assert_equal(dict(last.tensors(group)), whole.job.state[group].tensors())
