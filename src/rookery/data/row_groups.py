@@ -113,6 +113,11 @@ def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> 
     return result
 
 
+def column_names(file: Path) -> tuple[str, ...]:
+    """The columns of a Parquet file. ``DataError`` when it is none."""
+    return tuple(_footer(file).schema.to_arrow_schema().names)
+
+
 def _footer(file: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(file)

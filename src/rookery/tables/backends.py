@@ -20,11 +20,21 @@ _TORCHREC_COMMANDS = """\
   CUDA: pip install 'rookery[cluster]'"""
 
 
-def make_tables(backend: BackendName, specs: Sequence[TableSpec], *, seed: int) -> TableBackend:
-    """The tables of a run behind one back end, with rows drawn from ``seed`` (the same rows in every back end)."""
+def make_tables(
+    backend: BackendName, specs: Sequence[TableSpec], *, seed: int, device: torch.device | None = None
+) -> TableBackend:
+    """The tables of a run behind one back end, with rows drawn from ``seed`` (the same rows in every back end).
+
+    ``device`` defaults to the CPU. Raises ``MissingExtra`` or ``ConfigError`` where the back end cannot serve them.
+    """
     if backend == "local":
-        return LocalTables(specs, seed=seed)
+        return LocalTables(specs, seed=seed, device=device)
     require_torchrec()
+    if device is not None and device.type != "cpu":
+        raise ConfigError(
+            f"runtime.device={device.type}: the torchrec back end runs on the CPU so far; set it to cpu, "
+            "or use the local back end"
+        )
     from rookery.tables.torchrec import TorchrecTables  # 2 s to import, and an extra
 
     return TorchrecTables(specs, seed=seed)

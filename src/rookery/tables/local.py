@@ -24,20 +24,29 @@ _Gradients = list[tuple[Tensor, Tensor]]
 class _LocalTable:
     """One table, its optimizer state and the gradients that wait for the last micro-batch."""
 
-    def __init__(self, spec: TableSpec, seed: int) -> None:
+    def __init__(self, spec: TableSpec, seed: int, device: torch.device) -> None:
         self.spec = spec
-        self.weight = initial_weight(spec, seed)
+        self.weight = initial_weight(spec, seed).to(device)
         self.rule = make_row_optimizer(spec.optimizer)
-        self.state = self.rule.initial_state(spec.num_embeddings, spec.embedding_dim)
+        state = self.rule.initial_state(spec.num_embeddings, spec.embedding_dim)
+        self.state = {name: tensor if tensor.dim() == 0 else tensor.to(device) for name, tensor in state.items()}
         self.learning_rate = optimizer_schedule(spec.optimizer)(0)
         self.accumulating = False
         self._pending: _Gradients = []
-        self._rounding = torch.Generator().manual_seed(seed)
+        self._rounding = torch.Generator(device).manual_seed(seed)
+
+    def lookup(self, anchor: Tensor, ids: Tensor) -> Tensor:
+        rows: Tensor = _Lookup.apply(anchor, self, ids)  # type: ignore[no-untyped-call]
+        return rows
 
     def receive(self, ids: Tensor, gradient: Tensor) -> None:
         """Take the gradient ``[len(ids), dim]`` of looked-up rows; move them unless accumulating."""
         self._pending.append((ids, gradient))
-        if not self.accumulating:
+        self.apply_pending()
+
+    def apply_pending(self) -> None:
+        """Move the rows whose gradients wait, if there are any, unless accumulating."""
+        if self._pending and not self.accumulating:
             ids, gradient = _joined(self._pending)
             self._pending = []
             self._update(ids, gradient)
@@ -57,7 +66,7 @@ class _LocalTable:
     def optimizer_state(self) -> dict[str, Tensor]:
         state = dict(self.state)
         if self.weight.dtype != torch.float32:
-            state["rounding"] = self._rounding.get_state()
+            state["rounding"] = self._rounding.get_state()  # always a CPU tensor
         return state
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -103,8 +112,9 @@ class _Lookup(torch.autograd.Function):
 class LocalTables:
     """Every table of a run as a plain tensor (implements ``TableBackend``)."""
 
-    def __init__(self, specs: Sequence[TableSpec], *, seed: int) -> None:
-        self._tables = {spec.name: _LocalTable(spec, seed) for spec in specs}
+    def __init__(self, specs: Sequence[TableSpec], *, seed: int, device: torch.device | None = None) -> None:
+        device = device or torch.device("cpu")
+        self._tables = {spec.name: _LocalTable(spec, seed, device) for spec in specs}
         self._anchor = torch.zeros(0, requires_grad=True)
 
     @property
@@ -112,7 +122,9 @@ class LocalTables:
         return tuple(table.spec for table in self._tables.values())
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _Lookup.apply(self._anchor, self._tables[name], rows) for name, rows in ids.items()}
+        for name in self._tables.keys() - ids.keys():
+            self._tables[name].apply_pending()  # the step's last batch has none of its rows: no backward pass will
+        return {name: self._tables[name].lookup(self._anchor, row_numbers) for name, row_numbers in ids.items()}
 
     def rows(self, table: str) -> Tensor:
         return self._tables[table].weight

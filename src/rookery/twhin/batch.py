@@ -8,8 +8,9 @@ the right type (global). All rows of one table are looked up at once; groups and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from rookery.types import Side
@@ -35,6 +36,11 @@ class Candidates:
     masked: tuple[tuple[Tensor, Tensor], ...]
     log_expected: tuple[Tensor, ...] | None
 
+    def to(self, device: torch.device) -> Candidates:
+        masked = tuple((edges.to(device), columns.to(device)) for edges, columns in self.masked)
+        log_expected = None if self.log_expected is None else tuple(part.to(device) for part in self.log_expected)
+        return replace(self, masked=masked, log_expected=log_expected)
+
     def start_of(self, chunk: int) -> int:
         """Position of the first global negative of a chunk in the lookup of ``table``."""
         return self.start if self.shared else self.start + chunk * self.num_global
@@ -59,6 +65,11 @@ class Group:
     one_relation: bool
     candidates: Mapping[Side, Candidates]
 
+    def to(self, device: torch.device) -> Group:
+        weight = None if self.weight is None else self.weight.to(device)
+        candidates = {side: part.to(device) for side, part in self.candidates.items()}
+        return replace(self, relation=self.relation.to(device), weight=weight, candidates=candidates)
+
     def table(self, side: Side) -> str:
         return self.lhs_table if side is Side.LHS else self.rhs_table
 
@@ -73,3 +84,8 @@ class TrainBatch:
     ids: Mapping[str, Tensor]
     groups: tuple[Group, ...]
     num_edges: int
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The batch with its tensors on ``device``."""
+        ids = {table: rows.to(device) for table, rows in self.ids.items()}
+        return TrainBatch(ids, tuple(group.to(device) for group in self.groups), self.num_edges)

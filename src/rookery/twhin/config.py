@@ -114,16 +114,20 @@ class ModelConfig(StrictModel):
     regularizer: RegularizerConfig = RegularizerConfig()
 
 
-class EdgeData(StrictModel):
-    """Edges in Parquet files with columns ``lhs, rel, rhs[, weight]`` of row numbers."""
+class ValidationData(StrictModel):
+    """What is measured in the middle of a run."""
+
+    split: str = "valid"
+    """A split of the graph."""
+
+
+class TrainData(StrictModel):
+    """Edges in Parquet files with columns ``lhs, rel, rhs[, weight]`` of row numbers, and how a step uses them."""
 
     data_root: str | None = None
-    """A directory or a glob; left out, the split of the graph."""
+    """A directory or a glob; left out, the graph's train split."""
     limit: int | None = Field(default=None, gt=0)
     offset: int = Field(default=0, ge=0)
-
-
-class TrainData(EdgeData):
     per_replica_batch_size: int = Field(default=20_000, gt=0)
     global_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 100
     """Negatives drawn for each chunk and side from the table of the right type; ``all``: every entity of the type."""
@@ -158,7 +162,7 @@ class TwhinConfig(StrictModel):
     training: TrainingConfig
     model: ModelConfig
     train_data: TrainData = TrainData()
-    validation_data: EdgeData | None = None
+    validation_data: ValidationData | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -225,6 +229,8 @@ def _validation_problems(config: TwhinConfig) -> list[str]:
     training = config.training
     if training.validate_every_n is not None and config.validation_data is None:
         return ["training.validate_every_n: there is no validation_data to validate on; add it or drop validate_every_n"]
+    if config.graph is None and config.validation_data is not None:
+        return ["validation_data names a split of the graph; set graph to an ingested graph"]
     return []
 
 

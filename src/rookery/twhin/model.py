@@ -49,9 +49,9 @@ class TwhinModel(nn.Module):
         self.config = config
         self.tables = tables
         self.relations: tuple[RelationConfig, ...] = config.relations
-        self._row_of = _parameter_rows(config.relations)
+        self._row_of = parameter_rows(config.relations)
         self._parameters_by_key = nn.ParameterDict(
-            {".".join(key): nn.Parameter(value) for key, value in _initial_parameters(config, seed).items()}
+            {"/".join(key): nn.Parameter(value) for key, value in _initial_parameters(config, seed).items()}
         )
         self._settings = ScoreSettings(
             operator_side=config.operator_side,
@@ -96,12 +96,16 @@ class TwhinModel(nn.Module):
     def forward(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the edges of the batch, and ``positive_score``, the mean score of the true edges."""
         rows = self.tables.lookup(batch.ids)
-        half = torch.is_autocast_enabled("cpu")
+        half = torch.is_autocast_enabled(next(iter(rows.values())).device.type)
         settings = self._settings if not half else ScoreSettings(**{**vars(self._settings), "half": True})
         loss, positive = batch_loss(batch, settings, rows, self._parameters_map())
         if self._pull is not None:
             loss = loss + self._pull_loss(self._pull, batch, rows)
-        return loss, {"positive_score": positive}
+        return loss, {"positive_score": positive, **self._row_norms(rows)}
+
+    def _row_norms(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logged = self.config.embeddings.tables_to_log or ()
+        return {f"norm/{name}": rows[name].detach().float().norm(dim=1).mean() for name in logged if name in rows}
 
     def _pull_loss(self, pull: Pull, batch: TrainBatch, rows: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros(())
@@ -112,7 +116,11 @@ class TwhinModel(nn.Module):
         return total * (pull.strength / batch.num_edges)
 
     def _parameters_map(self) -> dict[ParameterKey, Tensor]:
-        return {(key.split(".")[0], key.split(".")[1]): value for key, value in self._parameters_by_key.items()}
+        return {_key(name): value for name, value in self._parameters_by_key.items()}
+
+    def named_relation_parameters(self) -> dict[str, Tensor]:
+        """All parameters ``[relations with the operator, W]`` by ``<operator>/<direction>``, without gradient, not copied."""
+        return {key: value.detach() for key, value in self._parameters_by_key.items()}
 
     def relation_parameters(self, relation: int, predicts: Side) -> Tensor:
         """The operator's parameters ``[W]`` of a relation for one direction."""
@@ -142,7 +150,8 @@ class TwhinModel(nn.Module):
     def _query(self, side: Side, relation: int, anchors: Tensor) -> tuple[Tensor, Tensor | None]:
         spec = self.relations[relation]
         operator = OPERATORS[spec.operator]
-        x = self.entity_rows(spec.lhs if side is Side.RHS else spec.rhs).index_select(0, anchors).float()
+        rows = self.entity_rows(spec.lhs if side is Side.RHS else spec.rhs)
+        x = rows.index_select(0, anchors.to(rows.device)).float()
         p = self.relation_parameters(relation, side).unsqueeze(0)
         form = self._form(side, relation)
         if form == "apply":
@@ -157,17 +166,19 @@ class TwhinModel(nn.Module):
         spec = self.relations[relation]
         comparator, operator = COMPARATORS[self.comparator], OPERATORS[spec.operator]
         rows = self.entity_rows(spec.rhs if side is Side.RHS else spec.lhs)
-        rows = (rows if candidates is None else rows.index_select(0, candidates)).float()
+        rows = (rows if candidates is None else rows.index_select(0, candidates.to(rows.device))).float()
         if self._form(side, relation) == "expand":
             rows = operator.apply(rows, self.relation_parameters(relation, side).unsqueeze(0))
         query, bias = self._query(side, relation, anchors)
         scores = comparator.pairwise(comparator.prepare(query), comparator.prepare(rows))
-        return scores if bias is None else scores.add_(bias.unsqueeze(1))
+        if bias is not None:
+            scores.add_(bias.unsqueeze(1))
+        return scores.to(anchors.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything learned, for the checkpoint: ``table.<name>`` and ``relation.<operator>.<direction>``."""
+        """Everything learned, for the checkpoint: ``table.<name>`` and ``relation.<operator>/<direction>``."""
         tables = {f"table.{name}": weight for name, weight in self.tables.weights().items()}
-        return {**tables, **{f"relation.{key}": value.detach() for key, value in self._parameters_by_key.items()}}
+        return {**tables, **{f"relation.{key}": value for key, value in self.named_relation_parameters().items()}}
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -175,6 +186,11 @@ class TwhinModel(nn.Module):
         self.tables.load_weights({name: tensors[f"table.{name}"] for name in self.table_names})
         for key, value in self._parameters_by_key.items():
             value.copy_(tensors[f"relation.{key}"])
+
+
+def _key(name: str) -> ParameterKey:
+    operator, direction = name.split("/")
+    return operator, direction
 
 
 def make_loss(config: LossConfig) -> Loss:
@@ -189,7 +205,7 @@ def make_loss(config: LossConfig) -> Loss:
     return SelfAdversarial(config.self_adversarial.margin, config.self_adversarial.alpha)
 
 
-def _parameter_rows(relations: Sequence[RelationConfig]) -> tuple[int, ...]:
+def parameter_rows(relations: Sequence[RelationConfig]) -> tuple[int, ...]:
     """Row of each relation among those with its operator."""
     seen: dict[str, int] = {}
     rows = []

@@ -328,7 +328,8 @@ class _Score(torch.autograd.Function):
         rows = dict(zip(names, tensors[: len(names)], strict=True))
         parameters = dict(zip(keys, tensors[len(names) :], strict=True))
         total = BatchGradient(batch, settings, rows, parameters)
-        loss, positive = (mean.float() for mean in total.run())
+        with torch.autocast(tensors[0].device.type, enabled=False):  # products choose their own precision
+            loss, positive = (mean.float() for mean in total.run())
         ctx.gradients = [
             *(total.grad_rows[name].to(rows[name].dtype) for name in names),
             *(total.grad_parameters[key] for key in keys),

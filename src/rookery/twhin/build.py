@@ -1,0 +1,206 @@
+"""Construction: from a configuration and a graph to a model, its batches and a training job."""
+
+from __future__ import annotations
+
+import functools
+import glob
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rookery.data.graph import Graph
+from rookery.data.row_groups import column_names
+from rookery.data.stream import ParquetStream, StreamPosition
+from rookery.errors import ConfigError, DataError
+from rookery.optim.dense import make_dense_optimizer
+from rookery.optim.schedules import optimizer_schedule
+from rookery.tables.backends import make_tables, torchrec_refusals
+from rookery.tables.protocol import TableSpec
+from rookery.train.job import Job, LearningRate, learning_rate_of
+from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
+from rookery.twhin.batch import TrainBatch
+from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig
+from rookery.twhin.evaluation import Evaluator, read_edges
+from rookery.twhin.known import KnownEdges
+from rookery.twhin.model import TwhinModel
+from rookery.twhin.negatives import NegativeSampler
+from rookery.twhin.planner import BatchPlanner, NegativePlan
+from rookery.types import Side
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_backend(config: TwhinConfig) -> None:
+    """Raise ``ConfigError`` for what the table back end of the config cannot do."""
+    embeddings = config.model.embeddings
+    if embeddings.backend == "torchrec":
+        specs = [_table_spec(table) for table in embeddings.tables]
+        problems = torchrec_refusals(specs, gradient_accumulation=config.training.gradient_accumulation)
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def check_graph(config: TwhinConfig, graph: Graph) -> None:
+    """Raise ``ConfigError`` where tables and relations are not those of the graph."""
+    problems = []
+    relations = config.model.relations
+    found = [(info.name, info.lhs, info.rhs) for info in graph.relations]
+    wanted = [(relation.name, relation.lhs, relation.rhs) for relation in relations]
+    for index, (here, there) in enumerate(zip(wanted, found, strict=False)):
+        if here != there:
+            problems.append(f"model.relations.{index}={' '.join(here)}: the graph has {' '.join(there)} in this place")
+    if len(wanted) != len(found):
+        problems.append(f"model.relations: {len(wanted)} relations, the graph has {len(found)}")
+    for table in config.model.embeddings.tables:
+        entity_type = graph.entity_types.get(table.name)
+        if entity_type is None:
+            problems.append(f"model.embeddings.tables.{table.name}: the graph has no such entity type")
+        elif entity_type.num_entities != table.num_embeddings:
+            problems.append(
+                f"model.embeddings.tables.{table.name}.num_embeddings={table.num_embeddings}: "
+                f"the graph has {entity_type.num_entities}"
+            )
+    if problems:
+        remedy = f"`rookery twhin init {graph.path}` writes a configuration that fits"
+        raise ConfigError("\n".join([*problems, remedy]))
+
+
+def build_model(config: TwhinConfig, device: torch.device) -> TwhinModel:
+    """The model with fresh parameters on ``device``."""
+    embeddings = config.model.embeddings
+    specs = [_table_spec(table) for table in embeddings.tables]
+    tables = make_tables(embeddings.backend, specs, seed=config.runtime.seed, device=device)
+    return TwhinModel(config.model, tables, seed=config.runtime.seed).to(device)
+
+
+def build_job(config: TwhinConfig, graph: Graph | None, model: TwhinModel, device: torch.device) -> Job[TrainBatch]:
+    """Everything that the loop needs to train ``model``."""
+    optimizer = make_dense_optimizer(config.model.translation_optimizer, model.parameters())
+    files = train_files(config, graph)
+    states = {
+        "tables": TableOptimizerState(model.tables),
+        "relations": OptimizerState(optimizer, dict(model.named_parameters())),
+    }
+    stream = _stream(config, files)
+    return Job(
+        model=model,
+        stream=stream,
+        transform=_transform(_planner(config, graph, model, files), stream.batches_per_epoch, device),
+        state={"model": model, "optimizer": StateGroup(states)},
+        learning_rates=_learning_rates(config, model, optimizer),
+        optimizers=[optimizer],
+        validate=_validation(config, graph, model),
+        unit="edges",
+        device=device,
+    )
+
+
+def train_files(config: TwhinConfig, graph: Graph | None) -> list[Path]:
+    """The Parquet files of the training edges."""
+    root = config.train_data.data_root
+    if root is None:
+        assert graph is not None
+        return graph.split_files("train")
+    pattern = f"{root}/*.parquet" if Path(root).is_dir() else root
+    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    if not files:
+        raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
+    return files
+
+
+def _table_spec(table: EmbeddingTable) -> TableSpec:
+    return TableSpec(
+        name=table.name,
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.embedding_dim,
+        dtype=_DTYPES[table.data_type],
+        optimizer=table.optimizer,
+        init_scale=table.init_scale,
+        max_norm=table.max_norm,
+    )
+
+
+def _stream(config: TwhinConfig, files: list[Path]) -> ParquetStream:
+    data = config.train_data
+    columns = ["lhs", "rel", "rhs", *(["weight"] if "weight" in column_names(files[0]) else [])]
+    return ParquetStream(
+        files,
+        columns,
+        data.per_replica_batch_size,
+        seed=config.runtime.seed,
+        shuffle=data.shuffle,
+        buffer_rows=data.buffer_rows,
+        limit=data.limit,
+        offset=data.offset,
+    )
+
+
+def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: list[Path]) -> BatchPlanner:
+    data = config.train_data
+    tables = config.model.embeddings.tables
+    sampler = NegativeSampler(
+        {table.name: table.num_embeddings for table in tables}, _degrees(graph), data.negative_alpha
+    )
+    known = KnownEdges.build(read_edges(files)) if data.mask_known_positives else None
+    return BatchPlanner(model.plans(), _negative_plan(config), sampler, seed=config.runtime.seed, known=known)
+
+
+def _degrees(graph: Graph | None) -> dict[tuple[str, Side], Tensor]:
+    if graph is None:
+        return {}
+    return {
+        (name, side): torch.tensor(graph.vocabulary(name).degrees(side)) for name in graph.entity_types for side in Side
+    }
+
+
+def _negative_plan(config: TwhinConfig) -> NegativePlan:
+    data: TrainData = config.train_data
+    softmax = config.model.loss.softmax
+    return NegativePlan(
+        chunk_size=data.chunk_size,
+        num_in_batch=data.in_batch_negatives,
+        num_global=None if data.global_negatives == "all" else data.global_negatives,
+        sides=data.negative_sides,
+        log_q=softmax is not None and softmax.log_q,
+    )
+
+
+def _transform(
+    planner: BatchPlanner, batches_per_epoch: int, device: torch.device
+) -> Callable[[Mapping[str, Tensor], StreamPosition], TrainBatch]:
+    def transform(columns: Mapping[str, Tensor], position: StreamPosition) -> TrainBatch:
+        batch = planner(columns, position.epoch * batches_per_epoch + position.num_batches - 1)
+        return batch if device.type == "cpu" else batch.to(device)
+
+    return transform
+
+
+def _learning_rates(
+    config: TwhinConfig, model: TwhinModel, optimizer: torch.optim.Optimizer
+) -> tuple[LearningRate, ...]:
+    rates = [
+        LearningRate(
+            table.name,
+            optimizer_schedule(table.optimizer),
+            functools.partial(model.tables.set_learning_rate, table.name),
+        )
+        for table in config.model.embeddings.tables
+    ]
+    relations = optimizer_schedule(config.model.translation_optimizer)
+    return (*rates, LearningRate("relations", relations, learning_rate_of(optimizer)))
+
+
+def _validation(
+    config: TwhinConfig, graph: Graph | None, model: TwhinModel
+) -> Callable[[], Mapping[str, float]] | None:
+    if config.validation_data is None or config.training.validate_every_n is None:
+        return None
+    assert graph is not None
+    settings = config.evaluation
+    if config.training.num_eval_steps > 0:
+        num_edges = config.training.num_eval_steps * config.train_data.per_replica_batch_size
+        settings = settings.model_copy(update={"max_edges": min(num_edges, settings.max_edges or num_edges)})
+    evaluator = Evaluator.from_graph(graph, config.validation_data.split, settings)
+    return lambda: evaluator.evaluate(model).metrics()

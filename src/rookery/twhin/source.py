@@ -1,0 +1,115 @@
+"""Where vectors come from: a run or an export, opened alike for evaluation, indexes and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rookery.config.suggest import did_you_mean
+from rookery.data.graph import Graph, Vocabulary
+from rookery.errors import DataError, UserError
+from rookery.twhin.config import TwhinConfig
+from rookery.twhin.embeddings import Embeddings, ScoredRelation
+from rookery.twhin.export import MANIFEST, Export, ExportManifest, LazyMapping, write_export
+from rookery.twhin.model import TwhinModel
+from rookery.twhin.train import LoadedRun, load_run
+from rookery.types import Side
+
+CheckpointName = Literal["auto", "latest", "best"] | int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Vectors and ids of a run or an export; ``graph`` None where its edges are not at hand."""
+
+    path: Path
+    step: int
+    embeddings: Embeddings
+    vocabularies: Mapping[str, Vocabulary]
+    graph: Graph | None
+
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        return tuple(self.embeddings.rows)
+
+    def require_type(self, entity_type: str) -> str:
+        """``entity_type``, or ``UserError`` if there is none such."""
+        if entity_type not in self.entity_types:
+            hint = did_you_mean(entity_type, self.entity_types)
+            raise UserError(f"--type {entity_type}: {self.path} has no such entity type; {hint}")
+        return entity_type
+
+    def relation_number(self, name: str) -> int:
+        """The number of a relation, or ``UserError`` if there is none such."""
+        names = [relation.name for relation in self.embeddings.relations]
+        if name not in names:
+            raise UserError(f"--relation {name}: {self.path} has no such relation; {did_you_mean(name, names)}")
+        return names.index(name)
+
+    def require_graph(self, purpose: str) -> Graph:
+        """The graph, or ``UserError`` if its edges are not at hand."""
+        if self.graph is None:
+            raise UserError(f"{self.path}: {purpose} needs edges, and there is no graph here; pass --graph GRAPH")
+        return self.graph
+
+
+def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None) -> Source:
+    """A run (at ``checkpoint``) or an export; ``graph`` replaces the run's own, or gives an export one.
+
+    Raises ``RunNotFound`` or ``DataError`` for a folder that is neither.
+    """
+    edges = None if graph is None else Graph.open(graph)
+    if (path / MANIFEST).exists():
+        export = Export.open(path)
+        vocabularies = LazyMapping(tuple(export.manifest.entity_types), export.vocabulary)
+        return Source(path, export.manifest.step, export.embeddings(), vocabularies, edges)
+    run = load_run(path, checkpoint)
+    return Source(path, run.step, embeddings_of(run.model), _vocabularies(run), edges or run.graph)
+
+
+def export_run(run: Path, out: Path, checkpoint: CheckpointName = "auto", *, overwrite: bool = False) -> ExportManifest:
+    """Export a run's vectors and relations to the folder ``out``.
+
+    Raises ``RunNotFound`` for a folder without a checkpoint, ``DataError`` if ``out`` exists and is not to be replaced.
+    """
+    source = open_source(run, checkpoint)
+    return write_export(
+        source.embeddings, source.vocabularies, out, run=str(run), step=source.step, overwrite=overwrite
+    )
+
+
+def embeddings_of(model: TwhinModel) -> Embeddings:
+    """The embeddings of a model as they are now; its tables are not copied."""
+    relations = tuple(ScoredRelation(spec.name, spec.lhs, spec.rhs, spec.operator) for spec in model.relations)
+    parameters = {
+        (number, side): model.relation_parameters(number, side) for number in range(len(relations)) for side in Side
+    }
+    rows = {name: model.entity_rows(name) for name in model.table_names}
+    return Embeddings(relations, model.config.comparator, model.config.operator_side, rows, parameters)
+
+
+def _vocabularies(run: LoadedRun) -> Mapping[str, Vocabulary]:
+    def load(name: str) -> Vocabulary:
+        return run.graph.vocabulary(name) if run.graph is not None else _vocabulary_without_graph(run.config, name)
+
+    return LazyMapping(run.model.table_names, load)
+
+
+def _vocabulary_without_graph(config: TwhinConfig, name: str) -> Vocabulary:
+    """The file that the table names, or row numbers as ids."""
+    table = next(table for table in config.model.embeddings.tables if table.name == name)
+    if table.vocab is None:
+        return Vocabulary(name, pa.table({"id": pa.array(np.arange(table.num_embeddings))}))
+    try:
+        stored = pq.read_table(table.vocab, columns=["row", "id"]).sort_by("row")
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{table.vocab}: not a vocabulary with columns row, id ({error})") from error
+    if stored.num_rows != table.num_embeddings:
+        raise DataError(f"{table.vocab}: {stored.num_rows} rows, table {name} has {table.num_embeddings}")
+    return Vocabulary(name, stored.select(["id"]))

@@ -1,0 +1,69 @@
+"""TwHIN's training: read the configuration, build, run. The loop is ``rookery.train.loop``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rookery.checkpoint.checkpointer import best_step, load_checkpoint
+from rookery.config.loader import dump_config, load_config
+from rookery.data.graph import Graph
+from rookery.errors import RunNotFound
+from rookery.train.loop import TrainingResult, train
+from rookery.train.run import open_run
+from rookery.train.runtime import choose_device, prepare_runtime
+from rookery.twhin.build import build_job, build_model, check_backend, check_graph
+from rookery.twhin.config import TwhinConfig
+from rookery.twhin.model import TwhinModel
+from rookery.twhin.warm_start import pull_to_earlier, start_from_elsewhere
+
+
+def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
+    """Train to the last step of the configuration, from the newest checkpoint of ``training.save_dir`` if there is one.
+
+    Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
+    """
+    check_backend(config)
+    graph = None if config.graph is None else Graph.open(config.graph)
+    if graph is not None:
+        check_graph(config, graph)
+    device = prepare_runtime(config.runtime)
+    model = build_model(config, device)
+    job = build_job(config, graph, model, device)
+    pull_to_earlier(config, graph, model)
+    with open_run(config.training, dump_config(config)) as run:
+        if run.resume_from is None:
+            start_from_elsewhere(config, graph, model)
+        return train(job, run, config.training, config.runtime, debug=debug)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, with the graph that its row numbers come from (None for a run on bare row numbers)."""
+
+    model: TwhinModel
+    graph: Graph | None
+    config: TwhinConfig
+    step: int
+
+
+def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto") -> LoadedRun:
+    """Load a run for evaluation, export or retrieval; ``auto`` is the best checkpoint if one is kept, else the latest.
+
+    Raises ``RunNotFound`` when there is no such run or checkpoint, ``DataError`` when its graph has moved.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise RunNotFound(f"{run}: no config.yaml there; name the save_dir of a training run")
+    config = load_config(TwhinConfig, path)
+    if checkpoint == "auto":
+        checkpoint = "latest" if best_step(run) is None else "best"
+    stored = load_checkpoint(run, checkpoint)
+    graph = None if config.graph is None else Graph.open(config.graph)
+    with torch.no_grad():
+        model = build_model(config, choose_device(config.runtime.device))
+        model.load_tensors(stored.tensors("model"))
+    return LoadedRun(model.eval(), graph, config, stored.step)
