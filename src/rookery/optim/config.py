@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ class PiecewiseConstant(StrictModel):
         boundaries = self.learning_rate_boundaries
         if len(self.learning_rate_values) != len(boundaries) + 1:
             raise ValueError(f"{len(boundaries)} boundaries need {len(boundaries) + 1} learning_rate_values")
-        if any(later <= earlier for earlier, later in zip(boundaries, boundaries[1:], strict=False)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(boundaries)):
             raise ValueError("learning_rate_boundaries must increase")
         return self
 
@@ -51,9 +52,7 @@ class LearningRateConfig(StrictModel):
     """One of four schedules of the learning rate over steps."""
 
     one_of: ClassVar[tuple[OneOf, ...]] = (
-        OneOf(
-            ("constant", "piecewise_constant", "linear_ramp_to_constant", "linear_ramp_to_cosine"), required=True
-        ),
+        OneOf(("constant", "piecewise_constant", "linear_ramp_to_constant", "linear_ramp_to_cosine"), required=True),
     )
 
     constant: float | None = Field(default=None, ge=0)

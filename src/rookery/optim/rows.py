@@ -24,7 +24,7 @@ class RowOptimizer(Protocol):
         ...
 
     def step(self, state: Mapping[str, Tensor], rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
-        """The change ``[len(rows), dim]`` to add to the rows; ``state`` is updated in place, ``gradient`` may be overwritten."""
+        """The change ``[len(rows), dim]`` to add to the rows; updates ``state`` in place, may spend ``gradient``."""
         ...
 
 
@@ -90,7 +90,7 @@ class _Adam:
 
 
 def _scaled(gradient: Tensor, total: Tensor, learning_rate: float, eps: float) -> Tensor:
-    """``-learning_rate * gradient / (sqrt(total) + eps)``; 0 where the sum is 0 (the gradient is 0 there too, and eps may be)."""
+    """``-learning_rate * gradient / (sqrt(total) + eps)``; 0 where the sum, and so the gradient, is 0 (eps may be)."""
     scale = total.sqrt().add_(eps).reciprocal_().mul_(-learning_rate)
     return gradient.mul_(scale.masked_fill_(total == 0, 0.0))
 
@@ -114,6 +114,6 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, generator: torch.Genera
     normal range (magnitudes from 6e-5); below it fp16 rounds to nearest.
     """
     num_dropped = {torch.bfloat16: 16, torch.float16: 13}[dtype]
-    noise = torch.randint(1 << num_dropped, values.shape, dtype=torch.int32, generator=generator)
+    noise = torch.randint(1 << num_dropped, values.shape, dtype=torch.int32, generator=generator, device=values.device)
     kept = values.view(torch.int32).add(noise).bitwise_and_(-(1 << num_dropped))
     return kept.view(torch.float32).to(dtype)

@@ -39,22 +39,22 @@ class TableBackend(Protocol):
 
     The state of a back end is two flat maps of tensors, keyed by ``<table>`` for the weights and
     ``<table>.<state>`` for the optimizer (``momentum``, ``sum``, ``exp_avg``, ``exp_avg_sq``, ``step``),
-    with shapes ``[num_embeddings, embedding_dim]``, ``[num_embeddings]`` or scalar. Both back ends use the same keys and
-    shapes: a checkpoint of one loads into the other.
+    with shapes ``[num_embeddings, embedding_dim]``, ``[num_embeddings]`` or scalar. Both back ends use the same keys
+    and shapes: a checkpoint of one loads into the other.
     """
 
     @property
     def specs(self) -> Sequence[TableSpec]: ...
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rows ``[len(ids), embedding_dim]`` of each named table in the table's dtype, in the order of the ids (int64, repeats allowed).
+        """Rows ``[len(ids), embedding_dim]`` of each named table, in its dtype. Ids are int64, repeats allowed.
 
         The backward pass applies the optimizer once per table with the summed gradient of each distinct row.
         """
         ...
 
     def rows(self, table: str) -> Tensor:
-        """The whole table ``[num_embeddings, embedding_dim]`` without gradient; a view where the back end can give one."""
+        """The whole table ``[num_embeddings, embedding_dim]`` without gradient; a view if the back end can give one."""
         ...
 
     def set_learning_rate(self, table: str, learning_rate: float) -> None:
@@ -63,6 +63,8 @@ class TableBackend(Protocol):
 
     def set_accumulating(self, accumulating: bool) -> None:
         """While True, backward passes only collect gradients; the next one after it is False applies their sum.
+
+        A table that the first lookup after it does not name is moved by that lookup.
 
         A back end whose kernels cannot collect is refused when the config is read.
         """
@@ -86,7 +88,7 @@ class TableBackend(Protocol):
 
 
 def initial_weight(spec: TableSpec, seed: int) -> Tensor:
-    """Seeded normal rows ``[num_embeddings, embedding_dim]``; the same in every back end and for any order of tables."""
+    """Seeded normal rows ``[num_embeddings, embedding_dim]``; the same in every back end, in any order of tables."""
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(spec.name.encode()))
     weight = torch.empty(spec.num_embeddings, spec.embedding_dim)
     return weight.normal_(0.0, spec.init_scale, generator=generator).to(spec.dtype)

@@ -59,7 +59,7 @@ class NaiveTable:
         return mean / (square.sqrt() + adam.eps)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def naive() -> type[NaiveTable]:
     return NaiveTable
 

@@ -61,6 +61,12 @@ def test_refusal_names_field_value_and_remedy(make_spec, optimizer, fields, refu
     assert "or the local back end" in line or "or use the local back end" in line
 
 
+def test_other_devices_are_refused_before_a_process_group_exists(make_spec, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
+    with pytest.raises(ConfigError, match=r"runtime\.device=cuda: .*; set it to cpu"):
+        make_tables("torchrec", [make_spec("user", SGD)], seed=0, device=torch.device("cuda:0"))
+
+
 def test_every_problem_is_reported_at_once(make_spec):
     specs = [make_spec("user", OptimizerConfig(adam=Adam())), make_spec("item", SGD, max_norm=1.0, embedding_dim=6)]
     lines = torchrec_refusals(specs, gradient_accumulation=4)
