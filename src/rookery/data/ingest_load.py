@@ -31,7 +31,7 @@ def find_relations(db: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> 
             names |= _distinct_relations(db, source)
         else:
             names.add(source.relation or DEFAULT_RELATION)
-    return tuple(RelationSpec(name=name) for name in sorted(names))
+    return tuple(RelationSpec(name=name) for name in sorted(names or {DEFAULT_RELATION}))
 
 
 def _distinct_relations(db: duckdb.DuckDBPyConnection, source: Source) -> set[str]:

@@ -39,14 +39,14 @@ def _text_problem(db: duckdb.DuckDBPyConnection, source: Source) -> DataError | 
     columns = ", ".join(f"count(c{number})" for number in range(len(source.columns)))
     options = f", store_rejects = true, rejects_limit = {_MAX_REJECTS}"
     try:
-        db.execute(f"SELECT {columns} FROM {source.table_sql(options)}")
+        db.execute(f"SELECT {columns} FROM {source.table_sql(options)}").fetchall()  # rejects are stored at its end
         first = db.execute("SELECT line, error_type, csv_line FROM reject_errors ORDER BY line LIMIT 1").fetchone()
     except duckdb.Error:
         return _whole_text_problem(source)
     if first is None:
         return None
     line, kind, text = first
-    return DataError(f"{source.file}, line {line}: {_line_problem(source, kind, text)}")
+    return DataError(f"{source.file}, line {line}: {_line_problem(source, kind, text.strip('\r\n'))}")
 
 
 def _whole_text_problem(source: Source) -> DataError:
@@ -63,7 +63,7 @@ def _whole_text_problem(source: Source) -> DataError:
 
 
 def _line_problem(source: Source, kind: str, text: str) -> str:
-    shown = repr(shorten(text.rstrip("\r\n")))
+    shown = repr(shorten(text))
     if "COLUMNS" in kind:
         _, record = next(read_records([text], source.format, source.delimiter), (0, []))
         return f"{len(record)} columns where line 1 has {len(source.columns)}: {shown}; mend the line or take it out"

@@ -137,7 +137,7 @@ def _open_parquet(config: SourceConfig, file: Path) -> Source:
         raise DataError(f"{file}: not a Parquet file that can be read; write it again or give its format") from error
     columns = tuple(schema.names)
     types = tuple(field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema)
-    roles = _assign_roles(config, file, columns, names_count=True)
+    roles = _FileColumns(file, columns, named=True, positional=False).assign(config)
     source = Source(file, config.split, config.relation, "parquet", "", True, columns, types, roles)
     _require_types(source)
     return source
@@ -153,7 +153,7 @@ def _open_text(config: SourceConfig, file: Path, file_format: Format) -> Source:
         )
     header = _has_header(config, first)
     columns = tuple(first) if header else tuple(f"column {number + 1}" for number in range(len(first)))
-    roles = _assign_roles(config, file, columns, names_count=header)
+    roles = _FileColumns(file, columns, named=header, positional=True).assign(config)
     types = (pa.string(),) * len(first)
     return Source(file, config.split, config.relation, file_format, delimiter, header, columns, types, roles)
 
@@ -203,62 +203,61 @@ def _has_header(config: SourceConfig, first: Sequence[str]) -> bool:
     return config.columns.uses_names or {"lhs", "rhs"} <= set(first)
 
 
-def _assign_roles(config: SourceConfig, file: Path, columns: Sequence[str], *, names_count: bool) -> dict[str, int]:
-    """The column number of each role, by ``config.columns`` or by the defaults that it documents."""
-    wanted = dict(_wanted_columns(config, file, columns, names_count=names_count))
-    roles = {role: _find_column(column, role, file, columns, names_count) for role, column in wanted.items()}
-    by_column: dict[int, str] = {}
-    for role, number in roles.items():
-        if number in by_column:
-            raise DataError(
-                f"{file}: column {number + 1} is both {by_column[number]} and {role}; give each its own column"
-            )
-        by_column[number] = role
-    return roles
+@dataclass(frozen=True)
+class _FileColumns:
+    """The columns of one file: ``named`` if it has names for them, ``positional`` if places may mean something."""
 
+    file: Path
+    names: Sequence[str]
+    named: bool
+    positional: bool
 
-def _wanted_columns(
-    config: SourceConfig, file: Path, columns: Sequence[str], *, names_count: bool
-) -> Iterator[tuple[str, Column]]:
-    given = {role: getattr(config.columns, role) for role in ROLES if getattr(config.columns, role) is not None}
-    if "lhs" in given:
-        yield from given.items()
-        return
-    named = {role: role for role in ROLES if role in columns} if names_count else {}
-    if config.relation is not None:
-        named.pop("relation", None)
-    if {"lhs", "rhs"} <= set(named):
-        yield from (named | given).items()
-        return
-    extra = [role for role in given if role in ("weight", "time")]
-    by_position = _BY_POSITION.get(len(columns) - len(extra)) if not names_count else None
-    taken = {given[role] for role in extra}
-    free = [number for number in range(1, len(columns) + 1) if number not in taken]
-    if by_position is None or (config.relation is not None and "relation" in by_position):
-        raise DataError(_unclear_columns(file, columns, names_count))
-    yield from zip(by_position, free, strict=True)
-    yield from given.items()
+    def assign(self, config: SourceConfig) -> dict[str, int]:
+        """The column number of each role, by ``config.columns`` or by the defaults that it documents."""
+        roles = {role: self._find(column, role) for role, column in self._wanted(config).items()}
+        by_column: dict[int, str] = {}
+        for role, number in roles.items():
+            if number in by_column:
+                raise DataError(
+                    f"{self.file}: column {number + 1} is both {by_column[number]} and {role}; give each its own column"
+                )
+            by_column[number] = role
+        return roles
 
+    def _wanted(self, config: SourceConfig) -> dict[str, Column]:
+        given = {role: getattr(config.columns, role) for role in ROLES if getattr(config.columns, role) is not None}
+        if "lhs" in given:
+            return given
+        by_name: dict[str, Column] = {role: role for role in ROLES if self.named and role in self.names}
+        if {"lhs", "rhs"} <= set(by_name):
+            if config.relation is not None:
+                by_name.pop("relation", None)
+            return by_name | given
+        by_position = _BY_POSITION.get(len(self.names) - len(given)) if self.positional else None
+        if by_position is None or (config.relation is not None and "relation" in by_position):
+            raise self._unclear()
+        taken = {self._find(column, role) for role, column in given.items()}
+        free = [number + 1 for number in range(len(self.names)) if number not in taken]
+        return dict(zip(by_position, free, strict=True)) | given
 
-def _unclear_columns(file: Path, columns: Sequence[str], names_count: bool) -> str:
-    found = ", ".join(repr(name) for name in columns) if names_count else f"{len(columns)} columns"
-    return (
-        f"{file}: has {found}, and which of them are lhs and rhs is not said; pass --lhs-column and --rhs-column "
-        "(and --relation-column, --weight-column, --time-column where there is one), by name or by position from 1; "
-        "in a mapping: columns"
-    )
+    def _unclear(self) -> DataError:
+        found = ", ".join(map(repr, self.names)) if self.named else f"{len(self.names)} columns"
+        return DataError(
+            f"{self.file}: has {found}, and which of them are lhs and rhs is not said; pass --lhs-column and "
+            "--rhs-column (and --relation-column, --weight-column, --time-column where there is one), by name or by "
+            "position from 1; in a mapping: columns"
+        )
 
-
-def _find_column(column: Column, role: str, file: Path, columns: Sequence[str], names_count: bool) -> int:
-    if isinstance(column, int):
-        if column <= len(columns):
-            return column - 1
-        raise DataError(f"{file}: no column {column} for {role}; the file has {len(columns)} columns")
-    if not names_count:
-        raise DataError(f"{file}: no header to find the column {column!r} in; give the position of {role} instead")
-    if column in columns:
-        return columns.index(column)
-    raise DataError(f"{file}: no column {column!r} for {role}; {did_you_mean(column, columns)}")
+    def _find(self, column: Column, role: str) -> int:
+        if isinstance(column, int):
+            if column <= len(self.names):
+                return column - 1
+            raise DataError(f"{self.file}: no column {column} for {role}; the file has {len(self.names)} columns")
+        if not self.named:
+            raise DataError(f"{self.file}: no header to find the column {column!r} in; give the position of {role}")
+        if column in self.names:
+            return list(self.names).index(column)
+        raise DataError(f"{self.file}: no column {column!r} for {role}; {did_you_mean(column, self.names)}")
 
 
 def _require_types(source: Source) -> None:
