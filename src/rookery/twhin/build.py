@@ -16,7 +16,7 @@ from rookery.data.stream import ParquetStream, StreamPosition
 from rookery.errors import ConfigError, DataError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
-from rookery.tables.backends import make_tables, torchrec_refusals
+from rookery.tables.backends import make_tables, require_torchrec, torchrec_refusals
 from rookery.tables.protocol import TableSpec
 from rookery.train.job import Job, LearningRate, learning_rate_of
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
@@ -33,13 +33,14 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def check_backend(config: TwhinConfig) -> None:
-    """Raise ``ConfigError`` for what the table back end of the config cannot do."""
+    """Raise ``ConfigError`` for what the table back end of the config cannot do, ``MissingExtra`` if it is absent."""
     embeddings = config.model.embeddings
     if embeddings.backend == "torchrec":
         specs = [_table_spec(table) for table in embeddings.tables]
         problems = torchrec_refusals(specs, gradient_accumulation=config.training.gradient_accumulation)
         if problems:
             raise ConfigError("\n".join(problems))
+        require_torchrec()
 
 
 def check_graph(config: TwhinConfig, graph: Graph) -> None:
