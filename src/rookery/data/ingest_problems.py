@@ -46,7 +46,8 @@ def _text_problem(db: duckdb.DuckDBPyConnection, source: Source) -> DataError | 
     if first is None:
         return None
     line, kind, text = first
-    return DataError(f"{source.file}, line {line}: {_line_problem(source, kind, text.strip('\r\n'))}")
+    problem = _line_problem(source, kind, text.strip("\r\n"))
+    return DataError(f"{source.file}, line {line}: {problem}")
 
 
 def _whole_text_problem(source: Source) -> DataError:
