@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import rookery
-from rookery.cli import config, doctor
+from rookery.cli import config, data, doctor, twhin_ingest, twhin_train
 from rookery.cli.output import run_command
 
 app = typer.Typer(
@@ -34,8 +34,12 @@ def _options(
     pass
 
 
-for _group in (config, doctor):
-    _group.register(app)
+twhin = typer.Typer(no_args_is_help=True, help="Entity embeddings: from edges to neighbours.")
+app.add_typer(twhin, name="twhin")
+for _commands in (twhin_ingest, twhin_train):
+    _commands.register(twhin)
+for _commands in (data, config, doctor):
+    _commands.register(app)
 
 
 def main() -> None:
