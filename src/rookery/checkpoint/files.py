@@ -98,7 +98,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
                 {name: tensor.detach().contiguous() for name, tensor in named.items()}, beside / f"{group}{_TENSORS}"
             )
         (beside / _STATE).write_text(json.dumps({"step": step, **state}, indent=1))
-        sums = {file.name: _sum(file) for file in sorted(beside.iterdir())}
+        sums = {file.name: file_sum(file) for file in sorted(beside.iterdir())}
         (beside / _CHECKSUMS).write_text(json.dumps(sums, indent=1))
         for path in (*beside.iterdir(), beside):
             force_to_disk(path)
@@ -122,7 +122,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         sums = json.loads((folder / _CHECKSUMS).read_text())
         for name, expected in sums.items():
-            _compare(folder / name, expected)
+            require_sum(folder / name, expected)
         state = json.loads((folder / _STATE).read_text())
         return Checkpoint(folder, state.pop("step"), state)
     except FileNotFoundError as error:
@@ -149,7 +149,8 @@ def force_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sum(file: Path) -> dict[str, int | str]:
+def file_sum(file: Path) -> dict[str, int | str]:
+    """Size in ``bytes`` and ``crc32`` of a file."""
     crc = 0
     with file.open("rb") as stream:
         while block := stream.read(_READ_BYTES):
@@ -157,11 +158,12 @@ def _sum(file: Path) -> dict[str, int | str]:
     return {"bytes": file.stat().st_size, "crc32": f"{crc:08x}"}
 
 
-def _compare(file: Path, expected: Mapping[str, int | str]) -> None:
+def require_sum(file: Path, expected: Mapping[str, int | str]) -> None:
+    """Raise ``DamagedCheckpoint`` where a file is not what ``file_sum`` was taken of."""
     # The size first: it tells a truncated file without reading it.
     size = file.stat().st_size
     if size != expected["bytes"]:
         raise DamagedCheckpoint(f"{file}: {size:,} bytes, {expected['bytes']:,} were written")
-    found = _sum(file)["crc32"]
+    found = file_sum(file)["crc32"]
     if found != expected["crc32"]:
         raise DamagedCheckpoint(f"{file}: crc32 is {found}, {expected['crc32']} was written")

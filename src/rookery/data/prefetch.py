@@ -45,7 +45,11 @@ class Prefetcher(Generic[T]):
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
         self._source = source
-        self._slots = threading.Semaphore(depth)
+        # A token for each item that may be made. Queues, not a semaphore: theirs is C, and a put does not hand over the
+        # interpreter in the middle of the consumer's step.
+        self._slots: SimpleQueue[None] = SimpleQueue()
+        for _ in range(depth):
+            self._slots.put(None)
         self._ready: SimpleQueue[_Item[T] | _End] = SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
@@ -61,13 +65,13 @@ class Prefetcher(Generic[T]):
         if isinstance(ready, _End):
             self._closed = True
             raise ready.cause
-        self._slots.release()
+        self._slots.put(None)
         return ready.value
 
     def close(self) -> None:
         """End the thread; items made ahead are dropped."""
         self._closed = True
-        self._slots.release()
+        self._slots.put(None)
         self._thread.join()
 
     def __enter__(self) -> Prefetcher[T]:
@@ -81,7 +85,7 @@ class Prefetcher(Generic[T]):
     def _produce(self) -> None:
         try:
             while True:
-                self._slots.acquire()
+                self._slots.get()
                 if self._closed:
                     return
                 self._ready.put(_Item(next(self._source)))

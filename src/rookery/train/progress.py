@@ -23,6 +23,7 @@ class Progress:
 
     def __init__(self, step: int, num_steps: int, unit: str, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self._is_live = self._console.is_terminal
         self._first_step, self._num_steps, self._unit = step, num_steps, unit
         self._start = time.perf_counter()
         self._bar = RichProgress(
@@ -33,7 +34,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._is_live,
         )
         self._task = self._bar.add_task("training", total=num_steps, completed=step, note="", num_examples=0)
         self._num_examples = 0
@@ -50,13 +51,14 @@ class Progress:
     def advance(self, step: int, num_examples: int) -> None:
         """``step`` steps are done, the last of them with ``num_examples`` examples."""
         self._num_examples += num_examples
-        self._bar.update(self._task, completed=step, num_examples=self._num_examples)
+        if self._is_live:
+            self._bar.update(self._task, completed=step, num_examples=self._num_examples)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a log: behind the bar, or as a line."""
         shown = {name: value for name, value in metrics.items() if not name.startswith(_LEFT_OUT)}
         note = "  ".join(_format(name, value) for name, value in shown.items())
-        if self._console.is_terminal:
+        if self._is_live:
             self._bar.update(self._task, note=_format("loss", metrics["loss"]))
         else:
             self._print(f"step {step:,}/{self._num_steps:,}  {note}  {self._remaining(step)} left")

@@ -521,6 +521,7 @@ toy.train(Path(save_dir), num_train_steps=40, checkpoint_every_n=3, checkpoint_m
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_and_start_again(make_toy: MakeToy, rows_file: Path, tmp_path: Path) -> None:
     whole = make_toy()
     whole.train(tmp_path / "whole", num_train_steps=40)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rookery.checkpoint.checkpointer import (
+    Checkpointer,
+    best_step,
+    checkpoint_steps,
+    latest_checkpoint,
+    load_checkpoint,
+    run_lock,
+)
+from rookery.checkpoint.files import DamagedCheckpoint
+from rookery.errors import CheckpointError, RunNotFound, UserError
+
+
+def save(checkpointer: Checkpointer, *steps: int) -> None:
+    for step in steps:
+        checkpointer.save(step, {"model": {"step": torch.tensor([step])}}, {})
+
+
+def damage(save_dir: Path, step: int) -> Path:
+    file = save_dir / "checkpoints" / f"step-{step:09d}" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    return file
+
+
+@pytest.mark.parametrize(("every_n", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6])])
+def test_when(tmp_path: Path, every_n: int | None, due: list[int]) -> None:
+    checkpointer = Checkpointer(tmp_path, every_n)
+    assert [step for step in range(1, 8) if checkpointer.due(step)] == due
+
+
+@pytest.mark.parametrize(
+    ("max_to_keep", "kept"), [(None, [5, 10, 15, 20]), (1, [20]), (3, [10, 15, 20]), (9, [5, 10, 15, 20])]
+)
+def test_the_newest_are_kept(tmp_path: Path, max_to_keep: int | None, kept: list[int]) -> None:
+    save(Checkpointer(tmp_path, 5, max_to_keep), 5, 10, 15, 20)
+    assert checkpoint_steps(tmp_path) == kept
+
+
+def test_the_best_is_kept_in_addition_until_there_is_a_better_one(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, 5, 2)
+    assert best_step(tmp_path) is None
+    save(checkpointer, 5)
+    checkpointer.mark_best(5, "mrr", 0.3)
+    save(checkpointer, 10, 15, 20)
+    assert checkpoint_steps(tmp_path) == [5, 15, 20]
+    checkpointer.mark_best(15, "mrr", 0.4)
+    save(checkpointer, 25, 30, 35)
+    assert checkpoint_steps(tmp_path) == [15, 30, 35]
+    assert best_step(tmp_path) == 15
+    checkpointer.mark_best(999, "mrr", 0.5)
+    assert best_step(tmp_path) == 15
+
+
+def test_what_is_later_than_the_newest_save_goes(tmp_path: Path) -> None:
+    """A run that fell back from a damaged step 20 to 10 must not lose 15 to a retention that counts 20."""
+    checkpointer = Checkpointer(tmp_path, 5, 1)
+    save(checkpointer, 20)
+    damage(tmp_path, 20)
+    save(checkpointer, 15)
+    assert checkpoint_steps(tmp_path) == [15]
+
+
+class TestLoad:
+    def test_which(self, tmp_path: Path) -> None:
+        checkpointer = Checkpointer(tmp_path)
+        save(checkpointer, 5, 10, 15)
+        checkpointer.mark_best(10, "mrr", 0.3)
+        assert load_checkpoint(tmp_path).step == 15
+        assert load_checkpoint(tmp_path, "best").step == 10
+        assert load_checkpoint(tmp_path, 5).step == 5
+        one = load_checkpoint(tmp_path / "checkpoints" / "step-000000005")
+        assert one.tensors("model")["step"].item() == 5
+
+    def test_there_is_none(self, tmp_path: Path) -> None:
+        assert latest_checkpoint(tmp_path) is None
+        with pytest.raises(RunNotFound, match="holds no checkpoint yet"):
+            load_checkpoint(tmp_path)
+        with pytest.raises(RunNotFound, match="gone: no such directory"):
+            load_checkpoint(tmp_path / "gone")
+        save(Checkpointer(tmp_path), 5, 10)
+        with pytest.raises(RunNotFound, match="step 7 was not kept; kept steps: 5, 10"):
+            load_checkpoint(tmp_path, 7)
+        with pytest.raises(RunNotFound, match=r"a best checkpoint \(training\.keep_best\) was not kept"):
+            load_checkpoint(tmp_path, "best")
+
+    def test_a_damaged_newest_one_is_passed_over_loudly(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        save(Checkpointer(tmp_path), 5, 10, 15)
+        files = [damage(tmp_path, 10), damage(tmp_path, 15)]
+        with caplog.at_level(logging.WARNING):
+            assert load_checkpoint(tmp_path).step == 5
+        for file in files:
+            assert f"DAMAGED CHECKPOINT {file}: " in caplog.text
+        assert caplog.text.count("going back to step 5") == 2
+        with pytest.raises(DamagedCheckpoint):
+            load_checkpoint(tmp_path, 15)
+
+    def test_all_are_damaged(self, tmp_path: Path) -> None:
+        save(Checkpointer(tmp_path), 5, 10)
+        files = [damage(tmp_path, 5), damage(tmp_path, 10)]
+        with pytest.raises(CheckpointError, match="every checkpoint is damaged") as caught:
+            latest_checkpoint(tmp_path)
+        assert all(str(file) in str(caught.value) for file in files)
+
+    def test_what_is_still_being_written_is_not_there(self, tmp_path: Path) -> None:
+        save(Checkpointer(tmp_path), 5)
+        (tmp_path / "checkpoints" / ".step-000000010.writing").mkdir()
+        assert checkpoint_steps(tmp_path) == [5]
+        assert load_checkpoint(tmp_path).step == 5
+
+
+class TestLock:
+    def test_it_is_held_alone_and_freed(self, tmp_path: Path) -> None:
+        message = "another process is training there"
+        with run_lock(tmp_path / "run"), pytest.raises(UserError, match=message), run_lock(tmp_path / "run"):
+            pass
+        with run_lock(tmp_path / "run"):
+            pass
+
+    def test_that_of_a_killed_process_is_free(self, tmp_path: Path) -> None:
+        script = (
+            "import sys, time; from pathlib import Path; from filelock import FileLock\n"
+            "lock = FileLock(Path(sys.argv[1]) / '.lock'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError), run_lock(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        with run_lock(tmp_path):
+            pass
