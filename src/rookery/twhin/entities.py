@@ -26,7 +26,8 @@ class Entities:
 def find_entities(vocabularies: Mapping[str, Vocabulary], ids: Sequence[str], types: Sequence[str]) -> Entities:
     """The entities with these ids in the one of ``types`` that has them.
 
-    Raises ``UserError`` if an id is in none (with the nearest that exist), in several, or not in the same as the others.
+    Raises ``UserError`` if an id is in none (with the nearest that exist), in several, or not in the same as the
+    others.
     """
     rows = {name: torch.from_numpy(vocabularies[name].rows(ids)) for name in types}
     for place, wanted in enumerate(ids):
@@ -42,7 +43,9 @@ def find_entities(vocabularies: Mapping[str, Vocabulary], ids: Sequence[str], ty
 
 
 def nearest_ids(vocabulary: Vocabulary, wanted: str) -> list[tuple[int, str]]:
-    """The ids nearest by edit distance, each with its distance; popular ones first among equals. About 100 ns an entity."""
+    """The ids nearest by edit distance, each with its distance; popular ones first among equals. About 100 ns an
+    entity.
+    """
     with duckdb.connect() as connection:
         connection.register("vocabulary", vocabulary.table.select(["id"]))
         near = connection.execute(

@@ -106,19 +106,20 @@ class Evaluator:
 
 def read_edges(files: Sequence[Path]) -> Edges:
     """All edges of Parquet files of a graph."""
-    return Edges.concat([_no_edges(), *_batches(files)])
+    return Edges.concat([_no_edges(), *edge_batches(files)])
 
 
 def _read_sharing(files: Sequence[Path], own: KnownEdges) -> Edges:
     """The edges that answer a query of ``own``, on either side: all that a filter needs, however large the split."""
     parts = [_no_edges()]
-    for batch in _batches(files):
+    for batch in edge_batches(files):
         shares = [own.counts(side, batch.rel, batch.toward(side)[0]) > 0 for side in Side]
         parts.append(batch.select(shares[0] | shares[1]))
     return Edges.concat(parts)
 
 
-def _batches(files: Sequence[Path]) -> Iterator[Edges]:
+def edge_batches(files: Sequence[Path]) -> Iterator[Edges]:
+    """The edges of Parquet files of a graph, a million at a time."""
     for file in files:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(Edges._fields)):

@@ -26,7 +26,9 @@ class Interests:
 
 
 def cluster_history(vectors: Tensor, metric: ComparatorName, num_interests: int) -> Interests:
-    """k-means of ``vectors [H, D]``, on the sphere where the metric is cosine; never more clusters than distinct vectors."""
+    """k-means of ``vectors [H, D]``, on the sphere where the metric is cosine; never more clusters than distinct
+    vectors.
+    """
     prepared = COMPARATORS[metric].prepare(vectors.float()).cpu().contiguous()
     num_clusters = min(num_interests, len(torch.unique(prepared, dim=0)))
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -47,7 +49,9 @@ def cluster_history(vectors: Tensor, metric: ComparatorName, num_interests: int)
 
 
 def quotas(weights: Tensor, num_places: int) -> list[int]:
-    """Whole places for each query in proportion to its weight, by the largest remainder; they add up to ``num_places``."""
+    """Whole places for each query in proportion to its weight, by the largest remainder; they add up to
+    ``num_places``.
+    """
     exact = weights.double() / weights.sum() * num_places
     places = exact.floor().long()
     remainder_first = (exact - places).argsort(descending=True, stable=True)

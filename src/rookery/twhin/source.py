@@ -85,12 +85,14 @@ def export_run(run: Path, out: Path, checkpoint: CheckpointName = "auto", *, ove
 
 
 def embeddings_of(model: TwhinModel) -> Embeddings:
-    """The embeddings of a model as they are now; its tables are not copied."""
+    """The embeddings of a model as they are now, in main memory; tables that are there already are not copied."""
     relations = tuple(ScoredRelation(spec.name, spec.lhs, spec.rhs, spec.operator) for spec in model.relations)
     parameters = {
-        (number, side): model.relation_parameters(number, side) for number in range(len(relations)) for side in Side
+        (number, side): model.relation_parameters(number, side).cpu()
+        for number in range(len(relations))
+        for side in Side
     }
-    rows = {name: model.entity_rows(name) for name in model.table_names}
+    rows = {name: model.entity_rows(name).cpu() for name in model.table_names}
     return Embeddings(relations, model.config.comparator, model.config.operator_side, rows, parameters)
 
 
