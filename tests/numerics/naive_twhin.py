@@ -49,8 +49,14 @@ def naive_loss(kind: str, positive: Tensor, negatives: Tensor, **parameters: flo
 
 
 def naive_batch_loss(
-    batch: TrainBatch, operator_side: str, comparator: str, rows: dict[str, Tensor],
-    parameters: dict[tuple[str, str], Tensor], kind: str, log_q_scale: float = 1.0, **loss_parameters: float,
+    batch: TrainBatch,
+    operator_side: str,
+    comparator: str,
+    rows: dict[str, Tensor],
+    parameters: dict[tuple[str, str], Tensor],
+    kind: str,
+    log_q_scale: float = 1.0,
+    **loss_parameters: float,
 ) -> Tensor:
     """The mean loss of ``batch``, edge by edge, direction by direction."""
     total = torch.zeros((), dtype=torch.float64)
@@ -68,8 +74,15 @@ def naive_batch_loss(
 
 
 def _scores(
-    group: Group, chunk: int, edge: int, side: Side, operator_side: str, comparator: str,
-    rows: dict[str, Tensor], parameters: dict[tuple[str, str], Tensor], log_q_scale: float,
+    group: Group,
+    chunk: int,
+    edge: int,
+    side: Side,
+    operator_side: str,
+    comparator: str,
+    rows: dict[str, Tensor],
+    parameters: dict[tuple[str, str], Tensor],
+    log_q_scale: float,
 ) -> tuple[Tensor, Tensor, int]:
     start, stop = group.chunks[chunk]
     direction = "reverse" if operator_side == "both" and side is Side.LHS else "forward"
@@ -81,10 +94,12 @@ def _scores(
     drawn = rows[candidates.table][first : first + candidates.num_global]
     lent = own[start : min(stop, start + candidates.num_in_batch)]
     entities = torch.cat([own[edge : edge + 1], lent, drawn])
-    if operator_side == "both" or operator_side == side.other.value:
+    if operator_side in {"both", side.other.value}:
         scores = compare(comparator, operate(group.operator, anchor, p).expand_as(entities), entities)
     else:
-        scores = compare(comparator, anchor.expand_as(entities), operate(group.operator, entities, p.expand(len(entities), -1)))
+        scores = compare(
+            comparator, anchor.expand_as(entities), operate(group.operator, entities, p.expand(len(entities), -1))
+        )
     positive, negatives = scores[0], scores[1:]
     if candidates.log_expected is not None:
         negatives = negatives - log_q_scale * candidates.log_expected[chunk]

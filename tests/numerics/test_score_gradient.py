@@ -43,14 +43,18 @@ def columns(num_edges: int, weighted: bool = True) -> dict[str, Tensor]:
     return {"lhs": lhs, "rel": rel, "rhs": rhs, **weight}
 
 
-def make_batch(operator: str, comparator: str, operator_side: str, negatives: NegativePlan, num_edges: int = 23) -> TrainBatch:
+def make_batch(
+    operator: str, comparator: str, operator_side: str, negatives: NegativePlan, num_edges: int = 23
+) -> TrainBatch:
     degrees = {(table, side): torch.arange(1, size + 1) for table, size in NUM_ENTITIES.items() for side in Side}
     sampler = NegativeSampler(NUM_ENTITIES, degrees, alpha=0.5)
     plans = relation_plans(operator, needs_one_relation(operator, comparator, operator_side))
     return BatchPlanner(plans, negatives, sampler, seed=3)(columns(num_edges), step=5)
 
 
-def leaves(batch: TrainBatch, operator: str, operator_side: str) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+def leaves(
+    batch: TrainBatch, operator: str, operator_side: str
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
     generator = torch.Generator().manual_seed(2)
     width = OPERATORS[operator].width(DIM)
     tables = {name: torch.randn(size, DIM, generator=generator) for name, size in NUM_ENTITIES.items()}
@@ -119,7 +123,9 @@ def test_one_side_only_and_log_q(side: Side) -> None:
 
 @pytest.mark.parametrize(("num_in_batch", "num_global"), [(0, 4), (3, 0), (50, 2)])
 def test_negative_counts(num_in_batch: int, num_global: int) -> None:
-    plan = NegativePlan(chunk_size=5, num_in_batch=num_in_batch, num_global=num_global, sides=(Side.LHS, Side.RHS), log_q=False)
+    plan = NegativePlan(
+        chunk_size=5, num_in_batch=num_in_batch, num_global=num_global, sides=(Side.LHS, Side.RHS), log_q=False
+    )
     batch = make_batch("diagonal", "dot", "lhs", plan)
     assert_same_gradients(batch, "diagonal", "dot", "lhs", "softmax")
 
@@ -140,7 +146,9 @@ def test_regularizer_adds_its_own_gradient(operator: str) -> None:
             torch.testing.assert_close(ours[key].grad, theirs[key].grad, rtol=1e-3, atol=1e-5)
 
 
-def _naive_penalty(batch: TrainBatch, rows: dict[str, Tensor], parameters: dict[tuple[str, str], Tensor], is_complex: bool) -> Tensor:
+def _naive_penalty(
+    batch: TrainBatch, rows: dict[str, Tensor], parameters: dict[tuple[str, str], Tensor], is_complex: bool
+) -> Tensor:
     def penalty(x: Tensor) -> Tensor:
         size = torch.complex(*x.chunk(2, dim=-1)).abs() if is_complex else x.abs()
         return 0.2 * size.pow(3).sum() + 0.1 * x.pow(2).sum()

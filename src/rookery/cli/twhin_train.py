@@ -20,9 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def _init(
     graph: Annotated[Path, typer.Argument(help="An ingested graph.", show_default=False)],
-    save_dir: Annotated[Path, typer.Option(help="Where the run will go unless `train --save-dir` says otherwise.")] = Path(
-        "runs/twhin"
-    ),
+    save_dir: Annotated[
+        Path, typer.Option(help="Where the run will go unless `train --save-dir` says otherwise.")
+    ] = Path("runs/twhin"),
 ) -> None:
     """Write a commented configuration that fits GRAPH to stdout."""
     from rookery.twhin.init import initial_config
@@ -31,10 +31,13 @@ def _init(
 
 
 def _train(
-    config: Annotated[Path, typer.Argument(help="A configuration, as `rookery twhin init` writes it.", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="A configuration, as `rookery twhin init` writes it.", show_default=False)
+    ],
     save_dir: Annotated[Path | None, typer.Option(help="The run directory; replaces training.save_dir.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field, as in model.comparator=l2.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field, as in model.comparator=l2."),
     ] = None,
     debug_loop: Annotated[
         bool, typer.Option("--debug-loop", help="The same steps without batches made ahead, each logged in detail.")

@@ -21,7 +21,7 @@ class Candidates:
     """The negatives of one direction of a group.
 
     ``start`` is the position in the lookup of ``table`` where the global negatives begin: ``num_global`` rows a chunk,
-    one chunk after the other, or the same ``num_global`` rows for all chunks where ``shared``. The first ``num_in_batch``
+    chunk after chunk, or the same ``num_global`` rows for all chunks where ``shared``. The first ``num_in_batch``
     edges of a chunk lend their own entities; these columns come first.
 
     ``masked[k]`` is ``(edges, columns)`` of the accidental true edges of chunk k; ``log_expected[k]`` ``[columns]`` the

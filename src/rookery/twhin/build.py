@@ -18,7 +18,7 @@ from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
 from rookery.tables.backends import make_tables, require_torchrec, torchrec_refusals
 from rookery.tables.protocol import TableSpec
-from rookery.train.job import Job, LearningRate, learning_rate_of
+from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig
@@ -80,7 +80,7 @@ def build_job(config: TwhinConfig, graph: Graph | None, model: TwhinModel, devic
     """Everything that the loop needs to train ``model``."""
     optimizer = make_dense_optimizer(config.model.translation_optimizer, model.parameters())
     files = train_files(config, graph)
-    states = {
+    states: dict[str, Stateful] = {
         "tables": TableOptimizerState(model.tables),
         "relations": OptimizerState(optimizer, dict(model.named_parameters())),
     }
@@ -105,7 +105,7 @@ def train_files(config: TwhinConfig, graph: Graph | None) -> list[Path]:
         assert graph is not None
         return graph.split_files("train")
     pattern = f"{root}/*.parquet" if Path(root).is_dir() else root
-    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
     if not files:
         raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
     return files

@@ -46,8 +46,10 @@ class Comparator(Protocol):
         """Scores ``[E, N]`` in float32."""
         ...
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
-        """Gradient by ``q`` ``[E, D]``; that by ``c`` goes to ``into_c [N, D]``, added (``beta`` 1) or in place of what it held (0).
+    def pairwise_backward(
+        self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int
+    ) -> Tensor:
+        """Gradient by ``q`` ``[E, D]``; that by ``c`` is added to ``into_c [N, D]`` (``beta`` 1) or overwrites it (0).
 
         ``scores`` is what ``pairwise`` gave, where ``needs_scores``.
         """
@@ -75,7 +77,9 @@ class Dot:
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         return (q @ c.T).float()
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
+    def pairwise_backward(
+        self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int
+    ) -> Tensor:
         grad = grad.to(q.dtype)
         if q.dtype == torch.float32:
             into_c.addmm_(grad.T, q, beta=beta)
@@ -96,12 +100,11 @@ class Dot:
 
 class Cosine(Dot):
     def prepare(self, x: Tensor) -> Tensor:
-        return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(_MIN_NORM)
+        return x / _norms(x)
 
     def prepare_backward(self, grad: Tensor, x: Tensor, prepared: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(_MIN_NORM)
         along = row_dot(grad, prepared).unsqueeze(1)
-        return grad.addcmul_(along, prepared, value=-1).div_(norms)
+        return grad.addcmul_(along, prepared, value=-1).div_(_norms(x))
 
 
 class L2:
@@ -123,13 +126,15 @@ class L2:
         squares[edges, columns] = (q[edges] - c[columns]).square_().sum(1)
         return squares.sqrt_().neg_()
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
+    def pairwise_backward(
+        self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int
+    ) -> Tensor:
         pull = _over_distance(grad, scores)  # d score / d q = (c - q) / distance
         into_c.addmm_(pull.T, q, beta=beta).addcmul_(pull.sum(0).unsqueeze(1), c, value=-1)
         return torch.mm(pull, c).addcmul_(pull.sum(1, keepdim=True), q, value=-1)
 
     def aligned(self, q: Tensor, x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(q - x, dim=1).neg_()
+        return _norms(q - x).squeeze(1).neg_()
 
     def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor, into_q: Tensor) -> Tensor:
         grad_q = (x - q).mul_(_over_distance(grad, scores).unsqueeze(1))
@@ -152,22 +157,36 @@ class L1:
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         return torch.cdist(q, c, p=1.0).neg_()
 
-    def pairwise_backward(self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int) -> Tensor:
+    def pairwise_backward(
+        self, grad: Tensor, scores: Tensor, q: Tensor, c: Tensor, into_c: Tensor, beta: int
+    ) -> Tensor:
         distances, toward = -scores, -grad
-        by_c = torch.ops.aten._cdist_backward(toward.T.contiguous(), c, q, 1.0, distances.T.contiguous())
+        by_c = _cdist_backward(toward.T.contiguous(), c, q, distances.T.contiguous())
         if beta:
             into_c.add_(by_c)
         else:
             into_c.copy_(by_c)
-        return torch.ops.aten._cdist_backward(toward, q, c, 1.0, distances)
+        return _cdist_backward(toward, q, c, distances)
 
     def aligned(self, q: Tensor, x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(q - x, ord=1, dim=1).neg_()
+        return (q - x).abs_().sum(1).neg_()
 
     def aligned_backward(self, grad: Tensor, scores: Tensor, q: Tensor, x: Tensor, into_q: Tensor) -> Tensor:
         grad_q = torch.sign(x - q).mul_(grad.unsqueeze(1))
         into_q.add_(grad_q)
         return grad_q.neg_()
+
+
+def _norms(x: Tensor) -> Tensor:
+    """``[E, 1]``, never 0."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return norms.clamp_min_(_MIN_NORM)
+
+
+def _cdist_backward(grad: Tensor, q: Tensor, c: Tensor, distances: Tensor) -> Tensor:
+    """Gradient by ``q`` of ``torch.cdist(q, c, p=1)``: the kernel that autograd calls for it."""
+    by_q: Tensor = torch.ops.aten._cdist_backward(grad, q, c, 1.0, distances)  # noqa: SLF001
+    return by_q
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class LossConfig(StrictModel):
 
 
 class RegularizerConfig(StrictModel):
-    """Penalties on the vectors of each edge, means over the batch. ``pull`` holds rows to where a warm start put them."""
+    """Penalties on the vectors of each edge, means over the batch; ``pull`` holds rows to those of a warm start."""
 
     n3: NonNegative = 0.0
     l2: NonNegative = 0.0
@@ -187,10 +187,10 @@ def _table_problems(embeddings: EmbeddingsConfig) -> list[str]:
     if len({table.data_type for table in tables}) > 1:
         kinds = ", ".join(f"{table.name}={table.data_type}" for table in tables)
         problems.append(f"model.embeddings.tables: data_type differs ({kinds}); all tables share one data type")
-    for name in embeddings.tables_to_log or ():
-        if name not in names:
-            problems.append(f"model.embeddings.tables_to_log: unknown table {name!r}; {did_you_mean(name, names)}")
-    return problems
+    unknown = [name for name in embeddings.tables_to_log or () if name not in names]
+    return problems + [
+        f"model.embeddings.tables_to_log: unknown table {name!r}; {did_you_mean(name, names)}" for name in unknown
+    ]
 
 
 def _relation_problems(model: ModelConfig) -> list[str]:
@@ -228,7 +228,9 @@ def _data_problems(config: TwhinConfig) -> list[str]:
 def _validation_problems(config: TwhinConfig) -> list[str]:
     training = config.training
     if training.validate_every_n is not None and config.validation_data is None:
-        return ["training.validate_every_n: there is no validation_data to validate on; add it or drop validate_every_n"]
+        return [
+            "training.validate_every_n: there is no validation_data to validate on; add it or drop validate_every_n"
+        ]
     if config.graph is None and config.validation_data is not None:
         return ["validation_data names a split of the graph; set graph to an ingested graph"]
     return []

@@ -5,8 +5,8 @@ Each takes the score of the positive ``[E]`` and those of the negatives ``[E, N]
 of a negative:
 
     bce                softplus(-s) + w mean_j softplus(n_j)
-    softmax            log(exp(s/τ) + sum_j exp(n_j/τ - log E_j)) - s/τ     E_j: expected count of the candidate among the
-                       negatives (log-Q correction; 1 without it)
+    softmax            log(exp(s/τ) + sum_j exp(n_j/τ - log E_j)) - s/τ
+                       E_j: expected count of the candidate among the negatives (log-Q correction; 1 without it)
     margin_ranking     mean_j max(0, margin + n_j - s)
     self_adversarial   softplus(-(s + margin)) + sum_j p_j softplus(n_j + margin),  p = softmax(α n) held constant
                        (Sun et al. 2019)
@@ -33,7 +33,7 @@ class LossValue:
 
 class Loss(Protocol):
     def __call__(self, positive: Tensor, negatives: Tensor, weight: Tensor | float = 1.0) -> LossValue:
-        """``weight`` (``[E]`` or a number) multiplies the derivatives, not the loss; ``negatives`` may be overwritten."""
+        """``weight`` (``[E]`` or a number) multiplies the derivatives alone; ``negatives`` may be overwritten."""
         ...
 
 

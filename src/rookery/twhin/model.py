@@ -1,4 +1,4 @@
-"""The TwHIN model: tables of entities, parameters of relations, one loss for training and one score for everything after."""
+"""The TwHIN model: tables of entities, parameters of relations, a loss for training, a score for all that follows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ from rookery.types import Side
 
 @dataclass(frozen=True)
 class Pull:
-    """Hold rows to earlier vectors: ``strength * |x - earlier|²`` for rows that have one (``rows [num_embeddings, D]``, NaN where none)."""
+    """Hold rows to earlier vectors: ``strength * |x - earlier|²``.
+
+    ``earlier`` has ``[num_embeddings, D]`` by table, NaN for entities without an earlier vector.
+    """
 
     strength: float
     earlier: Mapping[str, Tensor]
@@ -40,7 +43,7 @@ class Pull:
 class TwhinModel(nn.Module):
     """Scores edges of typed relations between typed entities.
 
-    Calling it with a ``TrainBatch`` gives ``(loss, outputs)``; the backward pass of the loss moves the tables. Everything else
+    Calling it with a ``TrainBatch`` gives ``(loss, outputs)``; the backward pass of the loss moves the tables. All else
     is without gradient and works on row numbers.
     """
 
@@ -119,7 +122,7 @@ class TwhinModel(nn.Module):
         return {_key(name): value for name, value in self._parameters_by_key.items()}
 
     def named_relation_parameters(self) -> dict[str, Tensor]:
-        """All parameters ``[relations with the operator, W]`` by ``<operator>/<direction>``, without gradient, not copied."""
+        """Parameters ``[relations of the operator, W]`` by ``<operator>/<direction>``; no gradient, not copied."""
         return {key: value.detach() for key, value in self._parameters_by_key.items()}
 
     def relation_parameters(self, relation: int, predicts: Side) -> Tensor:
@@ -144,7 +147,7 @@ class TwhinModel(nn.Module):
 
     @torch.no_grad()
     def queries(self, side: Side, relation: int, anchors: Tensor) -> Tensor:
-        """Vectors ``[E, D]`` to compare with the rows of candidates on ``side``; ``anchors [E]`` are rows of the other side."""
+        """Vectors ``[E, D]`` to compare with candidate rows on ``side``; ``anchors [E]`` are rows of the other side."""
         return self._query(side, relation, anchors)[0]
 
     def _query(self, side: Side, relation: int, anchors: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -162,7 +165,7 @@ class TwhinModel(nn.Module):
 
     @torch.no_grad()
     def score_candidates(self, side: Side, relation: int, anchors: Tensor, candidates: Tensor | None) -> Tensor:
-        """Scores ``[E, C]`` of ``candidates [C]`` (None: every entity of the type) on ``side`` of a relation; higher is better."""
+        """Scores ``[E, C]`` of ``candidates [C]`` (None: all of the type) on ``side`` of a relation."""
         spec = self.relations[relation]
         comparator, operator = COMPARATORS[self.comparator], OPERATORS[spec.operator]
         rows = self.entity_rows(spec.rhs if side is Side.RHS else spec.lhs)
@@ -219,7 +222,7 @@ def _initial_parameters(config: ModelConfig, seed: int) -> dict[ParameterKey, Te
     dim = config.embeddings.tables[0].embedding_dim
     directions = (FORWARD, REVERSE) if config.operator_side == "both" else (FORWARD,)
     generator = torch.Generator().manual_seed(seed)
-    parameters = {}
+    parameters: dict[ParameterKey, Tensor] = {}
     for name in sorted({relation.operator for relation in config.relations}):
         count = sum(relation.operator == name for relation in config.relations)
         for direction in directions:

@@ -13,9 +13,9 @@ from rookery.types import Side
 class NegativeSampler:
     """Draws rows with replacement.
 
-    ``degrees[table, side] [num_entities]`` counts the training edges that have the entity on that side. With ``alpha`` 0 every
-    entity is equally likely; with ``alpha`` > 0 an entity is drawn in proportion to ``degree ** alpha``, and one that never
-    stands on the side is never drawn.
+    ``degrees[table, side] [num_entities]`` counts the training edges with the entity on that side. With ``alpha`` 0
+    every entity is equally likely; with ``alpha`` > 0 an entity is drawn in proportion to ``degree ** alpha``, and one
+    that never stands on the side is never drawn.
     """
 
     def __init__(

@@ -1,13 +1,14 @@
 """Relation operators with hand-written gradients.
 
-An operator maps vectors ``x [E, D]`` with parameters ``p`` (``[E, W]``, or ``[1, W]`` where all edges share a relation) to ``[E, D]``. For training
+An operator maps vectors ``x [E, D]`` to ``[E, D]`` with parameters ``p``: ``[E, W]``, or ``[1, W]`` where all edges
+share a relation. For training
 against shared candidates the operated side must be free of the candidate: ``adjoint`` moves the operator across
 a dot product, ``inverse`` across a distance.
 
     translation        x + p          Bordes et al. 2013
     identity           x              no parameters
     diagonal           x * p          Yang et al. 2015 (DistMult, with dot)
-    complex_diagonal   x * p in C     Trouillon et al. 2016 (ComplEx, with dot); the first half of a row holds the real parts
+    complex_diagonal   x * p in C     Trouillon et al. 2016 (ComplEx, with dot); real parts first, then imaginary
     linear             P x            Nickel et al. 2011 (RESCAL, with dot); p holds P row by row
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 
 class Operator(Protocol):
-    """One kind of operator. ``x``, ``t``, ``grad`` are ``[E, D]``, ``p`` is ``[E, W]`` or ``[1, W]``, with ``W = width(D)``."""
+    """One kind of operator. ``x``, ``t``, ``grad``: ``[E, D]``; ``p``: ``[E, W]`` or ``[1, W]``, ``W = width(D)``."""
 
     has_inverse: bool
     one_relation_a_call: bool
@@ -43,9 +44,7 @@ class Operator(Protocol):
         """``(q [E, D], b [E] or None)`` with ``<apply(x, p), t> = <x, q> + b`` for every x."""
         ...
 
-    def adjoint_backward(
-        self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def adjoint_backward(self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients ``(t, p)`` of ``adjoint``."""
         ...
 
@@ -90,9 +89,7 @@ class Translation:
     def adjoint(self, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
         return t, row_dot(t, p)
 
-    def adjoint_backward(
-        self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def adjoint_backward(self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         assert grad_bias is not None
         column = grad_bias.unsqueeze(1)
         return torch.addcmul(grad, column, p), column * t
@@ -123,9 +120,7 @@ class Identity:
     def adjoint(self, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
         return t, None
 
-    def adjoint_backward(
-        self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def adjoint_backward(self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         return grad, torch.zeros_like(p)
 
     def inverse(self, t: Tensor, p: Tensor) -> Tensor:
@@ -151,9 +146,7 @@ class Diagonal(_NoInverse):
     def adjoint(self, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
         return t * p, None
 
-    def adjoint_backward(
-        self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def adjoint_backward(self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         return grad * p, grad * t
 
 
@@ -173,9 +166,7 @@ class ComplexDiagonal(_NoInverse):
     def adjoint(self, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
         return complex_product_conjugate(t, p), None
 
-    def adjoint_backward(
-        self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def adjoint_backward(self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         return complex_product(grad, p), complex_product_conjugate(t, grad)
 
 
@@ -199,15 +190,14 @@ class Linear(_NoInverse):
     def adjoint(self, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
         return t @ _matrix(p), None
 
-    def adjoint_backward(
-        self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def adjoint_backward(self, grad: Tensor, grad_bias: Tensor | None, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         return grad @ _matrix(p).T, (t.T @ grad).view(1, -1)
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """``<a_i, b_i>`` per row: ``[E, D], [E, D] -> [E]``; faster on a CPU than a product and a sum."""
-    return torch.linalg.vecdot(a, b)
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products
 
 
 def complex_product(a: Tensor, b: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -174,7 +175,7 @@ class BatchPlanner:
         log_expected = None
         if plan.log_q:
             expected = self._sampler.log_expected(table, side, plan.num_global, plan.num_in_batch)
-            log_expected = expected[rows].split(torch.diff(first_column).tolist())
+            log_expected = torch.split(expected[rows], torch.diff(first_column).tolist())
         start = lookups.add(table, drawn)
         return Candidates(table, start, plan.num_global, False, plan.num_in_batch, masked, log_expected)
 
@@ -196,13 +197,13 @@ def _chunks(rel: Tensor, chunk_size: int, one_relation: bool) -> tuple[tuple[int
         bounds = [0, *counts.cumsum(0).tolist()]
     return tuple(
         (start, min(start + chunk_size, last))
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in pairwise(bounds)
         for start in range(first, last, chunk_size)
     )
 
 
 def _candidate_rows(edges: _Edges, side: Side, drawn: Tensor, plan: NegativePlan) -> tuple[Tensor, Tensor]:
-    """Rows of the candidates of all chunks, one chunk after the other, and where each chunk's begin (and the last ends)."""
+    """Rows of the candidates, chunk after chunk, and where each chunk's begin (and the last ends)."""
     assert plan.num_global is not None
     own = edges.rows(side)
     pieces = []
@@ -240,5 +241,5 @@ def _split(hit_edges: Tensor, columns: Tensor, edges: _Edges) -> tuple[tuple[Ten
     chunk, order = torch.sort(edges.chunk_of_edge[hit_edges], stable=True)
     sizes = torch.bincount(chunk, minlength=len(edges.chunks)).tolist()
     starts = torch.tensor([start for start, _ in edges.chunks])
-    within = (hit_edges[order] - starts[chunk]).split(sizes)
-    return tuple(zip(within, columns[order].split(sizes), strict=True))
+    within = torch.split(hit_edges[order] - starts[chunk], sizes)
+    return tuple(zip(within, torch.split(columns[order], sizes), strict=True))

@@ -45,7 +45,7 @@ def form_of(operator: str, comparator: str, operator_side: str, predicts: Side) 
     ``apply``: the anchor is operated; ``adjoint`` and ``inverse``: the operator moves from the candidate to the anchor;
     ``expand``: no such form exists, and the candidates themselves are operated, one relation a chunk.
     """
-    if operator_side == "both" or operator_side == predicts.other.value or operator == "identity":
+    if operator_side in {"both", predicts.other.value} or operator == "identity":
         return "apply"
     if comparator == "dot":
         return "adjoint"
@@ -90,8 +90,8 @@ class _CandidateRows:
 class BatchGradient:
     """Loss of a batch and its gradients by looked-up rows and relation parameters, gathered chunk by chunk.
 
-    Every looked-up row is a lhs, a rhs or a global negative of exactly one chunk (or of all, when shared), so each row of
-    ``grad_rows`` is written once and need not be zeroed first.
+    Every looked-up row is a lhs, a rhs or a global negative of exactly one chunk (or of all, when shared), so each row
+    of ``grad_rows`` is written once and need not be zeroed first.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class BatchGradient:
         self._positives: list[Tensor] = []
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """Mean loss and mean score of the positives, float64 scalars; the gradients are in ``grad_rows`` and ``grad_parameters``."""
+        """Mean loss and mean score of the positives, float64; gradients are in ``grad_rows``, ``grad_parameters``."""
         for group in self.batch.groups:
             shared = {
                 side: _CandidateRows(self.global_rows(candidates, 0), self.comparator, self.half)
@@ -149,7 +149,7 @@ class BatchGradient:
 
 
 class _Chunk:
-    """One chunk forward and backward, both directions; contributions to a gradient are summed when they are complete."""
+    """One chunk forward and backward, both directions; a gradient is written when its addends are complete."""
 
     def __init__(self, total: BatchGradient, group: Group, chunk: int, shared: Mapping[Side, _CandidateRows]) -> None:
         self.total = total
@@ -292,8 +292,9 @@ class _Chunk:
         share = 1.0 / self.total.batch.num_edges
         penalized = [(self._grads[side], rows) for side, rows in self.rows.items()]
         relation = self.group.relation[self.first : self.last]
-        for key in self._grads_p:
-            penalized.append((self._grads_p[key], self.total.parameters[key].index_select(0, relation)))
+        penalized += [
+            (grads, self.total.parameters[key].index_select(0, relation)) for key, grads in self._grads_p.items()
+        ]
         for grads, rows in penalized:
             penalty, grad = regularizer(rows, is_complex)
             self.total.add_losses(penalty.view(1))
@@ -323,7 +324,12 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, batch: TrainBatch, settings: ScoreSettings, names: tuple[str, ...], keys: tuple[ParameterKey, ...], *tensors: Tensor
+        ctx: Any,
+        batch: TrainBatch,
+        settings: ScoreSettings,
+        names: tuple[str, ...],
+        keys: tuple[ParameterKey, ...],
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         rows = dict(zip(names, tensors[: len(names)], strict=True))
         parameters = dict(zip(keys, tensors[len(names) :], strict=True))
@@ -354,5 +360,7 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean loss of the batch, differentiable by ``rows`` and ``parameters``, and the mean score of its positives."""
     names, keys = tuple(rows), tuple(parameters)
-    loss, positive = _Score.apply(batch, settings, names, keys, *rows.values(), *parameters.values())
+    loss, positive = _Score.apply(  # type: ignore[no-untyped-call]
+        batch, settings, names, keys, *rows.values(), *parameters.values()
+    )
     return loss, positive

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rookery.checkpoint.checkpointer import load_checkpoint
@@ -120,8 +121,8 @@ def _pretrained_rows(table: EmbeddingTable, graph: Graph | None) -> Tensor:
     positions = _rows_of_ids(table, graph, ids)
     if positions.max(initial=-1) >= table.num_embeddings:
         raise DataError(
-            f"{table.pretrained}: id of row {int(positions.argmax())} is row {positions.max()} of {table.name}, which has "
-            f"{table.num_embeddings}; use the vocabulary that the file was written with"
+            f"{table.pretrained}: row {int(positions.argmax())} is for row {positions.max()} of {table.name}, which "
+            f"has {table.num_embeddings}; use the vocabulary that the file was written with"
         )
     found = np.flatnonzero(positions >= 0)
     rows[torch.from_numpy(positions[found])] = vectors[torch.from_numpy(found)]
@@ -146,11 +147,11 @@ def _read_vectors(table: EmbeddingTable) -> tuple[pa.ChunkedArray, Tensor]:
     return content.column("id"), torch.from_numpy(numbers).view(-1, width)
 
 
-def _rows_of_ids(table: EmbeddingTable, graph: Graph | None, ids: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _rows_of_ids(table: EmbeddingTable, graph: Graph | None, ids: pa.ChunkedArray) -> NDArray[np.int64]:
     if table.vocab is not None:
         vocabulary = pq.read_table(table.vocab, columns=["row", "id"])
-        index = {entity: row for entity, row in zip(vocabulary["id"].to_pylist(), vocabulary["row"].to_pylist(), strict=True)}
+        index = dict(zip(vocabulary["id"].to_pylist(), vocabulary["row"].to_pylist(), strict=True))
         return np.array([index.get(entity, -1) for entity in ids.to_pylist()], dtype=np.int64)
     if graph is not None:
         return graph.vocabulary(table.name).rows(ids)
-    return ids.to_numpy().astype(np.int64)
+    return np.asarray(ids.to_numpy(), dtype=np.int64)
