@@ -65,6 +65,8 @@ def _read_lists(file: Path) -> tuple[Ids, Ids]:
         numbers = np.array(" ".join(lines).split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise _bad_number(file, lines) from error
+    if (numbers < 0).any():
+        raise _bad_number(file, lines)
     lengths = np.array([len(line.split()) for line in lines], dtype=np.int64)
     lengths = lengths[lengths > 0]
     is_user = np.zeros(len(numbers), dtype=bool)
