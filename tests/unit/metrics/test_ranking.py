@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rookery.metrics.ranking import RankSums, TopKSums
@@ -36,6 +36,7 @@ def top_k_sums(queries: list[tuple[list[float], set[int], int]], ks: tuple[int, 
     )
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_rank_metrics_equal_the_definition(counts: list[tuple[int, int, int]]) -> None:
     metrics = rank_sums(counts).compute()
@@ -51,6 +52,7 @@ def test_rank_metrics_equal_the_definition(counts: list[tuple[int, int, int]]) -
         assert math.isnan(metrics["auc"])
 
 
+@settings(deadline=None)
 @given(COUNTS, st.integers(0, 30), st.randoms())
 def test_merging_does_not_depend_on_parts_or_order(
     counts: list[tuple[int, int, int]], cut: int, random: object
@@ -107,6 +109,7 @@ def expected_top_k(scores: list[float], positives: set[int], hidden: int, k: int
     return recall, ndcg
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3).map(float), min_size=1, max_size=6).flatmap(
         lambda scores: st.tuples(

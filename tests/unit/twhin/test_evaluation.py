@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -177,50 +174,6 @@ def test_recommendation_of_fewer_items_than_k() -> None:
     result = evaluate_recommendation(scorer, edges_of(test), KnownEdges.build(edges_of([])), CONFIG).metrics()
     assert result["recall@10"] == 1.0
     assert_close(result, naive_top_k(scorer, test, [], CONFIG.ks))
-
-
-@pytest.fixture
-def graph(tmp_path: Path) -> Graph:
-    """12 users, 10 items; user 11 and item 9 are in the test split alone."""
-    splits = {
-        "train": [(user, 0, item) for user in range(11) for item in range(9) if (user + item) % 3],
-        "valid": [(user, 0, user % 9) for user in range(9)],
-        "test": [(0, 0, 3), (4, 0, 9), (11, 0, 5), (11, 0, 9), (2, 0, 4)],
-    }
-    manifest = {
-        "format": 1,
-        "entity_types": {
-            name: {"num_entities": num, "vocab": f"vocab/{name}.parquet", "id_type": "string"}
-            for name, num in (("user", 12), ("item", 10))
-        },
-        "relations": [
-            {
-                "name": "likes",
-                "lhs": "user",
-                "rhs": "item",
-                "num_edges": {name: len(part) for name, part in splits.items()},
-            }
-        ],
-        "splits": {
-            name: {"path": f"edges/{name}", "num_edges": len(part), "files": ["part-0.parquet"] if part else []}
-            for name, part in {**splits, "empty": []}.items()
-        },
-        "weighted": False,
-        "seed": 0,
-    }
-    for name, part in splits.items():
-        (tmp_path / "edges" / name).mkdir(parents=True)
-        columns = zip(("lhs", "rel", "rhs"), np.array(part, dtype=np.int64).T, strict=True)
-        pq.write_table(pa.table(dict(columns)), tmp_path / "edges" / name / "part-0.parquet")
-    (tmp_path / "vocab").mkdir()
-    for side, (name, num) in enumerate((("user", 12), ("item", 10))):
-        degree = np.bincount([edge[2 * side] for edge in splits["train"]], minlength=num)
-        none = np.zeros(num, dtype=np.int64)
-        table = {"row": range(num), "id": [f"{name}{row}" for row in range(num)]}
-        degrees = {"lhs_degree": none if side else degree, "rhs_degree": degree if side else none}
-        pq.write_table(pa.table(table | degrees), tmp_path / "vocab" / f"{name}.parquet")
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    return Graph.open(tmp_path)
 
 
 def triples_of(graph: Graph, split: str) -> list[tuple[int, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rookery.twhin.known import Edges, KnownEdges
@@ -17,6 +17,7 @@ def edges_of(triples: list[tuple[int, int, int]]) -> Edges:
     return Edges(*columns)
 
 
+@settings(deadline=None)
 @given(TRIPLES, TRIPLES, TRIPLES)
 def test_pairs_are_the_answers_of_every_query(
     train: list[tuple[int, int, int]], test: list[tuple[int, int, int]], asked: list[tuple[int, int, int]]
