@@ -78,7 +78,7 @@ def _evaluate(
     config = load_config(TwhinConfig, run / "config.yaml", overrides or ()).evaluation
     evaluator = Evaluator.from_graph(loaded.graph, split, config)
     start = time.perf_counter()
-    evaluation = evaluator.evaluate(loaded.model)
+    evaluation = evaluator.evaluate(loaded.model.embeddings())
     elapsed = {"elapsed_s": round(time.perf_counter() - start, 3)}
     result = {"run": run, "step": loaded.step, "metrics": evaluation.metrics(), **evaluation.report(), **elapsed}
     emit(result, as_json, lambda: _evaluation_tables(evaluation))

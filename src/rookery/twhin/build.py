@@ -204,4 +204,4 @@ def _validation(
         num_edges = config.training.num_eval_steps * config.train_data.per_replica_batch_size
         settings = settings.model_copy(update={"max_edges": min(num_edges, settings.max_edges or num_edges)})
     evaluator = Evaluator.from_graph(graph, config.validation_data.split, settings)
-    return lambda: evaluator.evaluate(model).metrics()
+    return lambda: evaluator.evaluate(model.embeddings()).metrics()

@@ -130,7 +130,7 @@ def by_relation(edges: Edges) -> Iterator[tuple[int, Edges]]:
     """The edges of each relation that has any, in relation order."""
     edges = edges.select(edges.rel.argsort(stable=True))
     relations, counts = torch.unique_consecutive(edges.rel, return_counts=True)
-    parts = (column.split(counts.tolist()) for column in edges)
+    parts = (torch.split(column, counts.tolist()) for column in edges)
     for relation, lhs, rel, rhs in zip(relations.tolist(), *parts, strict=True):
         yield relation, Edges(lhs, rel, rhs)
 

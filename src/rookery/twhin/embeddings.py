@@ -6,7 +6,7 @@ A run in memory and an export on disk both come as ``Embeddings``; evaluation, i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -43,6 +43,11 @@ class Embeddings:
     operator_side: str
     rows: Mapping[str, Tensor]
     parameters: Mapping[tuple[int, Side], Tensor]
+
+    def cpu(self) -> Embeddings:
+        """The same in main memory; what is there already is not copied."""
+        rows = {name: table.cpu() for name, table in self.rows.items()}
+        return replace(self, rows=rows, parameters={key: value.cpu() for key, value in self.parameters.items()})
 
     def num_entities(self, table: str) -> int:
         return self.rows[table].shape[0]

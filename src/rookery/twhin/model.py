@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rookery.tables.protocol import TableBackend
 from rookery.twhin.batch import TrainBatch
-from rookery.twhin.comparators import COMPARATORS
 from rookery.twhin.config import LossConfig, ModelConfig, RelationConfig
+from rookery.twhin.embeddings import Embeddings, ScoredRelation
 from rookery.twhin.losses import Bce, Loss, MarginRanking, SelfAdversarial, Softmax
 from rookery.twhin.operators import OPERATORS
 from rookery.twhin.planner import RelationPlan
@@ -22,7 +22,6 @@ from rookery.twhin.score import (
     ParameterKey,
     ScoreSettings,
     batch_loss,
-    form_of,
     needs_one_relation,
     parameter_key,
 )
@@ -138,45 +137,27 @@ class TwhinModel(nn.Module):
     def num_entities(self, table: str) -> int:
         return next(spec.num_embeddings for spec in self.tables.specs if spec.name == table)
 
+    @torch.no_grad()
+    def embeddings(self) -> Embeddings:
+        """What has been learned so far, ready to score: a view of the tables, which the next step changes."""
+        relations = tuple(ScoredRelation(spec.name, spec.lhs, spec.rhs, spec.operator) for spec in self.relations)
+        parameters = {
+            (number, side): self.relation_parameters(number, side) for number in range(len(relations)) for side in Side
+        }
+        rows = {name: self.entity_rows(name) for name in self.table_names}
+        return Embeddings(relations, self.config.comparator, self.config.operator_side, rows, parameters)
+
     def query_form(self, side: Side, relation: int) -> bool:
-        """Whether ``comparator(queries(...), raw row)`` orders candidates as the score does."""
-        return self._form(side, relation) != "expand"
+        """As ``Embeddings.query_form``."""
+        return self.embeddings().query_form(side, relation)
 
-    def _form(self, side: Side, relation: int) -> str:
-        return form_of(self.relations[relation].operator, self.comparator, self.config.operator_side, side)
-
-    @torch.no_grad()
     def queries(self, side: Side, relation: int, anchors: Tensor) -> Tensor:
-        """Vectors ``[E, D]`` to compare with candidate rows on ``side``; ``anchors [E]`` are rows of the other side."""
-        return self._query(side, relation, anchors)[0]
+        """As ``Embeddings.queries``."""
+        return self.embeddings().queries(side, relation, anchors)
 
-    def _query(self, side: Side, relation: int, anchors: Tensor) -> tuple[Tensor, Tensor | None]:
-        spec = self.relations[relation]
-        operator = OPERATORS[spec.operator]
-        rows = self.entity_rows(spec.lhs if side is Side.RHS else spec.rhs)
-        x = rows.index_select(0, anchors.to(rows.device)).float()
-        p = self.relation_parameters(relation, side).unsqueeze(0)
-        form = self._form(side, relation)
-        if form == "apply":
-            return operator.apply(x, p), None
-        if form == "adjoint":
-            return operator.adjoint(x, p)
-        return (operator.inverse(x, p), None) if form == "inverse" else (x, None)
-
-    @torch.no_grad()
     def score_candidates(self, side: Side, relation: int, anchors: Tensor, candidates: Tensor | None) -> Tensor:
-        """Scores ``[E, C]`` of ``candidates [C]`` (None: all of the type) on ``side`` of a relation."""
-        spec = self.relations[relation]
-        comparator, operator = COMPARATORS[self.comparator], OPERATORS[spec.operator]
-        rows = self.entity_rows(spec.rhs if side is Side.RHS else spec.lhs)
-        rows = (rows if candidates is None else rows.index_select(0, candidates.to(rows.device))).float()
-        if self._form(side, relation) == "expand":
-            rows = operator.apply(rows, self.relation_parameters(relation, side).unsqueeze(0))
-        query, bias = self._query(side, relation, anchors)
-        scores = comparator.pairwise(comparator.prepare(query), comparator.prepare(rows))
-        if bias is not None:
-            scores.add_(bias.unsqueeze(1))
-        return scores.to(anchors.device)
+        """As ``Embeddings.score_candidates``, which is cheaper for more than a few calls."""
+        return self.embeddings().score_candidates(side, relation, anchors, candidates)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything learned, for the checkpoint: ``table.<name>`` and ``relation.<operator>/<direction>``."""

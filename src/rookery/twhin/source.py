@@ -15,11 +15,9 @@ from rookery.config.suggest import did_you_mean
 from rookery.data.graph import Graph, Vocabulary
 from rookery.errors import DataError, UserError
 from rookery.twhin.config import TwhinConfig
-from rookery.twhin.embeddings import Embeddings, ScoredRelation
+from rookery.twhin.embeddings import Embeddings
 from rookery.twhin.export import MANIFEST, Export, ExportManifest, LazyMapping, write_export
-from rookery.twhin.model import TwhinModel
 from rookery.twhin.train import LoadedRun, load_run
-from rookery.types import Side
 
 CheckpointName = Literal["auto", "latest", "best"] | int
 
@@ -70,7 +68,7 @@ def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Path | N
         vocabularies = LazyMapping(tuple(export.manifest.entity_types), export.vocabulary)
         return Source(path, export.manifest.step, export.embeddings(), vocabularies, edges)
     run = load_run(path, checkpoint)
-    return Source(path, run.step, embeddings_of(run.model), _vocabularies(run), edges or run.graph)
+    return Source(path, run.step, run.model.embeddings().cpu(), _vocabularies(run), edges or run.graph)
 
 
 def export_run(run: Path, out: Path, checkpoint: CheckpointName = "auto", *, overwrite: bool = False) -> ExportManifest:
@@ -82,18 +80,6 @@ def export_run(run: Path, out: Path, checkpoint: CheckpointName = "auto", *, ove
     return write_export(
         source.embeddings, source.vocabularies, out, run=str(run), step=source.step, overwrite=overwrite
     )
-
-
-def embeddings_of(model: TwhinModel) -> Embeddings:
-    """The embeddings of a model as they are now, in main memory; tables that are there already are not copied."""
-    relations = tuple(ScoredRelation(spec.name, spec.lhs, spec.rhs, spec.operator) for spec in model.relations)
-    parameters = {
-        (number, side): model.relation_parameters(number, side).cpu()
-        for number in range(len(relations))
-        for side in Side
-    }
-    rows = {name: model.entity_rows(name).cpu() for name in model.table_names}
-    return Embeddings(relations, model.config.comparator, model.config.operator_side, rows, parameters)
 
 
 def _vocabularies(run: LoadedRun) -> Mapping[str, Vocabulary]:
