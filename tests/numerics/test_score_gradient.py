@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from naive_twhin import naive_batch_loss
 from torch import Tensor
 
-from rookery.twhin.batch import TrainBatch
+from rookery.twhin.batch import QueryGroup, TrainBatch
 from rookery.twhin.losses import Bce, Loss, MarginRanking, SelfAdversarial, Softmax
 from rookery.twhin.negatives import NegativeSampler
 from rookery.twhin.operators import OPERATORS
@@ -158,9 +159,53 @@ def _naive_penalty(
         for edge in range(group.relation.shape[0]):
             total = total + penalty(rows[group.lhs_table][group.lhs_start + edge])
             total = total + penalty(rows[group.rhs_table][group.rhs_start + edge])
-            for key in parameters:
-                total = total + penalty(parameters[key][group.relation[edge]])
+            for key in parameters:  # each direction has its own, and half of the edge
+                total = total + penalty(parameters[key][group.relation[edge]]) / 2
     return total / batch.num_edges
+
+
+def query_batches(
+    operator: str, comparator: str, operator_side: str, sides: tuple[Side, ...]
+) -> tuple[TrainBatch, TrainBatch]:
+    """The same edges as plain groups and as queries."""
+    plain = NegativePlan(chunk_size=7, num_in_batch=0, num_global=None, sides=sides, log_q=False)
+    grouped = dataclasses.replace(plain, group_queries=True)
+    return tuple(make_batch(operator, comparator, operator_side, plan, num_edges=60) for plan in (plain, grouped))
+
+
+@pytest.mark.parametrize("sides", [(Side.LHS, Side.RHS), (Side.RHS,)])
+@pytest.mark.parametrize("operator_side", ["lhs", "both"])
+@pytest.mark.parametrize("operator", ["translation", "complex_diagonal", "identity"])
+@pytest.mark.parametrize("comparator", COMPARATOR_NAMES)
+def test_scoring_each_query_once_changes_nothing(
+    operator: str, comparator: str, operator_side: str, sides: tuple[Side, ...]
+) -> None:
+    """Weighted edges, a regularizer, repeated queries; gradients are compared by entity, since look-ups differ."""
+    gradients, losses = [], []
+    for batch in query_batches(operator, comparator, operator_side, sides):
+        settings = ScoreSettings(operator_side, comparator, Softmax(0.7), 1.0, Regularizer(n3=0.2, l2=0.1))
+        rows, parameters = leaves(batch, operator, operator_side)
+        loss, _ = batch_loss(batch, settings, rows, parameters)
+        loss.backward()
+        by_entity = [
+            torch.zeros(NUM_ENTITIES[name], DIM).index_add_(0, batch.ids[name], rows[name].grad)
+            for name in NUM_ENTITIES
+        ]
+        gradients.append([*by_entity, *(parameter.grad for parameter in parameters.values())])
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for plain, grouped in zip(*gradients, strict=True):
+        torch.testing.assert_close(grouped, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_queries_are_scored_once() -> None:
+    grouped = query_batches("translation", "l2", "lhs", (Side.LHS, Side.RHS))[1]
+    for group in grouped.groups:
+        assert isinstance(group, QueryGroup)
+        num_queries = len(group.relation)
+        assert num_queries < len(group.target)
+        assert group.query_of_edge.unique().tolist() == list(range(num_queries))
+    assert sum(len(group.target) for group in grouped.groups) == 2 * 60
 
 
 @pytest.mark.parametrize("loss_name", list(LOSSES))

@@ -78,11 +78,42 @@ class Group:
 
 
 @dataclass(frozen=True)
+class QueryGroup:
+    """Queries that are answered by a softmax over every entity: each distinct (relation, anchor) is scored once.
+
+    ``U`` queries with anchors in rows ``anchor_start + i`` of the lookup of ``anchor_table``; all ``num_candidates``
+    rows of ``candidate_table`` from ``candidate_start`` on. Edge e answers query ``query_of_edge[e]`` (ascending) with
+    the candidate ``target[e]``. ``chunks`` are ``(first query, last query, first edge, last edge)``, ends excluded.
+    ``share`` is the part of the batch's mean loss that an edge of weight 1 has.
+    """
+
+    predicts: Side
+    anchor_table: str
+    candidate_table: str
+    operator: str
+    relation: Tensor  # [U]
+    anchor_start: int
+    candidate_start: int
+    num_candidates: int
+    query_of_edge: Tensor  # [E]
+    target: Tensor  # [E]
+    weight: Tensor | None  # [E]
+    chunks: tuple[tuple[int, int, int, int], ...]
+    one_relation: bool
+    share: float
+
+    def to(self, device: torch.device) -> QueryGroup:
+        weight = None if self.weight is None else self.weight.to(device)
+        moved = {name: getattr(self, name).to(device) for name in ("relation", "query_of_edge", "target")}
+        return replace(self, weight=weight, **moved)
+
+
+@dataclass(frozen=True)
 class TrainBatch:
     """Row numbers to look up by table, and the groups that use them."""
 
     ids: Mapping[str, Tensor]
-    groups: tuple[Group, ...]
+    groups: tuple[Group | QueryGroup, ...]
     num_edges: int
 
     def to(self, device: torch.device) -> TrainBatch:

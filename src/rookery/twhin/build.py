@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rookery.data.graph import Graph
 from rookery.data.row_groups import column_names
-from rookery.data.stream import ParquetStream, StreamPosition
+from rookery.data.stream import BatchStream, ParquetStream, StreamPosition
 from rookery.errors import ConfigError, DataError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
@@ -21,12 +22,13 @@ from rookery.tables.protocol import TableSpec
 from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
-from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig
+from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries
 from rookery.twhin.evaluation import Evaluator, read_edges
 from rookery.twhin.known import KnownEdges
 from rookery.twhin.model import TwhinModel
 from rookery.twhin.negatives import NegativeSampler
 from rookery.twhin.planner import BatchPlanner, NegativePlan
+from rookery.twhin.query_stream import QueryStream
 from rookery.types import Side
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -93,7 +95,7 @@ def build_job(config: TwhinConfig, graph: Graph | None, model: TwhinModel, devic
         learning_rates=_learning_rates(config, model, optimizer),
         optimizers=[optimizer],
         validate=_validation(config, graph, model),
-        unit="edges",
+        unit="edges" if config.train_data.order == "edges" else "directed_edges",
         device=device,
     )
 
@@ -123,19 +125,25 @@ def _table_spec(table: EmbeddingTable) -> TableSpec:
     )
 
 
-def _stream(config: TwhinConfig, files: list[Path]) -> ParquetStream:
+def _stream(config: TwhinConfig, files: list[Path]) -> BatchStream:
     data = config.train_data
     columns = ["lhs", "rel", "rhs", *(["weight"] if "weight" in column_names(files[0]) else [])]
-    return ParquetStream(
+    stream = ParquetStream(
         files,
         columns,
         data.per_replica_batch_size,
         seed=config.runtime.seed,
-        shuffle=data.shuffle,
+        shuffle=data.shuffle and data.order == "edges",
         buffer_rows=data.buffer_rows,
         limit=data.limit,
         offset=data.offset,
     )
+    if data.order == "edges":
+        return stream
+    batches = list(itertools.islice(stream, stream.batches_per_epoch))
+    edges = {name: torch.cat([batch[name] for batch in batches]) for name in columns}
+    num_rows = data.per_replica_batch_size * len(data.negative_sides)
+    return QueryStream(edges, data.negative_sides, num_rows, seed=config.runtime.seed)
 
 
 def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: list[Path]) -> BatchPlanner:
@@ -165,6 +173,7 @@ def _negative_plan(config: TwhinConfig) -> NegativePlan:
         num_global=None if data.global_negatives == "all" else data.global_negatives,
         sides=data.negative_sides,
         log_q=softmax is not None and softmax.log_q,
+        group_queries=groups_queries(config),
     )
 
 

@@ -140,6 +140,9 @@ class TrainData(StrictModel):
     negative_sides: tuple[Side, ...] = Field(default=(Side.LHS, Side.RHS), min_length=1)
     mask_known_positives: bool = False
     """Also mask negatives that are other training edges; the positive itself never counts as its own negative."""
+    order: Literal["edges", "queries"] = "edges"
+    """``queries``: edges that share relation and anchor come together, each direction on its own, so that a softmax
+    over all entities scores each query once. Edges are kept in memory."""
     shuffle: bool = True
     buffer_rows: int = Field(default=4_194_304, gt=0)
     """Rows that are shuffled together."""
@@ -222,7 +225,18 @@ def _data_problems(config: TwhinConfig) -> list[str]:
         problems.append("train_data.negative_alpha and loss.softmax.log_q need degrees; set graph to an ingested graph")
     if softmax is not None and softmax.log_q and data.global_negatives == "all":
         problems.append("model.loss.softmax.log_q=true: with global_negatives=all nothing is sampled; set it to false")
+    if data.order == "queries" and not groups_queries(config):
+        problems.append(
+            "train_data.order=queries: pays for a softmax over all entities alone; set model.loss to softmax, "
+            "global_negatives to all and mask_known_positives to false, or order to edges"
+        )
     return problems
+
+
+def groups_queries(config: TwhinConfig) -> bool:
+    """Whether each distinct query of a batch can be scored once: a softmax over every entity with nothing masked."""
+    data = config.train_data
+    return config.model.loss.softmax is not None and data.global_negatives == "all" and not data.mask_known_positives
 
 
 def _validation_problems(config: TwhinConfig) -> list[str]:

@@ -13,9 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rookery.twhin.batch import Candidates, Group, TrainBatch
+from rookery.twhin.batch import Candidates, Group, QueryGroup, TrainBatch
 from rookery.twhin.negatives import NegativeSampler
 from rookery.types import Side
+
+PREDICTS = "predicts"
+"""Column of a batch whose edges are trained in one direction each: the code of the side to predict."""
+CODE_OF_SIDE = {Side.RHS: 0, Side.LHS: 1}
 
 _STEP_STRIDE = 0x9E3779B97F4A7C15  # odd: consecutive steps get seeds far apart, modulo 2**63
 
@@ -50,6 +54,8 @@ class NegativePlan:
     num_global: int | None
     sides: tuple[Side, ...]
     log_q: bool
+    group_queries: bool = False
+    """Score each distinct query once: softmax over every entity, known edges not masked."""
 
 
 class _Lookups:
@@ -58,6 +64,7 @@ class _Lookups:
     def __init__(self) -> None:
         self._pieces: dict[str, list[Tensor]] = {}
         self._sizes: dict[str, int] = {}
+        self._whole: dict[str, int] = {}
 
     def add(self, table: str, rows: Tensor) -> int:
         """Append rows; the position of the first."""
@@ -65,6 +72,12 @@ class _Lookups:
         self._pieces.setdefault(table, []).append(rows)
         self._sizes[table] = start + rows.shape[0]
         return start
+
+    def add_all(self, table: str, num_rows: int) -> int:
+        """Every row of a table, once however often it is asked for; the position of row 0."""
+        if table not in self._whole:
+            self._whole[table] = self.add(table, torch.arange(num_rows))
+        return self._whole[table]
 
     def ids(self) -> dict[str, Tensor]:
         return {table: torch.cat(pieces) for table, pieces in self._pieces.items()}
@@ -114,8 +127,14 @@ class BatchPlanner:
         """The batch that ``step`` (counting micro-batches from 0) trains on."""
         self._generator.manual_seed((self._seed + (step + 1) * _STEP_STRIDE) % 2**63)
         lookups = _Lookups()
-        groups = tuple(self._group(part, lookups) for part in self._parts(columns))
-        return TrainBatch(lookups.ids(), groups, columns["lhs"].shape[0])
+        num_edges = columns["lhs"].shape[0]
+        groups: list[Group | QueryGroup] = []
+        for part in self._parts(columns):
+            if self._groups_queries(part):
+                groups += [self._query_group(part, side, num_edges, lookups) for side in self._sides_of(part)]
+            else:
+                groups.append(self._group(part, lookups))
+        return TrainBatch(lookups.ids(), tuple(groups), num_edges)
 
     def _parts(self, columns: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         if len(self._kinds) == 1:
@@ -144,6 +163,57 @@ class BatchPlanner:
             candidates=candidates,
         )
 
+    def _groups_queries(self, columns: Mapping[str, Tensor]) -> bool:
+        return self._negatives.group_queries and not self._relations[int(columns["rel"][0])].one_relation
+
+    def _sides_of(self, columns: Mapping[str, Tensor]) -> tuple[Side, ...]:
+        """The sides to predict: those of the batch where its edges carry one each, else all that train."""
+        if PREDICTS not in columns:
+            return self._negatives.sides
+        present = torch.unique(columns[PREDICTS]).tolist()
+        return tuple(side for side in self._negatives.sides if CODE_OF_SIDE[side] in present)
+
+    def _query_group(
+        self, columns: Mapping[str, Tensor], predicts: Side, num_edges: int, lookups: _Lookups
+    ) -> QueryGroup:
+        share = 1.0 / num_edges
+        if PREDICTS in columns:
+            rows = torch.nonzero(columns[PREDICTS] == CODE_OF_SIDE[predicts]).squeeze(1)
+            columns = {name: column[rows] for name, column in columns.items()}
+        else:
+            share /= len(self._negatives.sides)
+        plan = self._relations[int(columns["rel"][0])]
+        anchors = columns[predicts.other.value]
+        keys = columns["rel"] * self._sampler.num_entities(plan.table(predicts.other)) + anchors
+        keys, order = torch.sort(keys, stable=True)
+        counts, query_of_edge = _run_lengths(keys)
+        first = order[counts.cumsum(0) - counts]
+        weight = columns.get("weight")
+        relation = columns["rel"][first]
+        table = plan.table(predicts)
+        return QueryGroup(
+            predicts=predicts,
+            anchor_table=plan.table(predicts.other),
+            candidate_table=table,
+            operator=plan.operator,
+            relation=self._parameter_row[relation],
+            anchor_start=lookups.add(plan.table(predicts.other), anchors[first]),
+            candidate_start=lookups.add_all(table, self._sampler.num_entities(table)),
+            num_candidates=self._sampler.num_entities(table),
+            query_of_edge=query_of_edge,
+            target=columns[predicts.value][order],
+            weight=self._weight_of(columns["rel"], weight, order),
+            chunks=_query_chunks(counts, self._negatives.chunk_size),
+            one_relation=len(self._relations) == 1,
+            share=share,
+        )
+
+    def _weight_of(self, rel: Tensor, weight: Tensor | None, order: Tensor) -> Tensor | None:
+        if weight is None and not self._weighted:
+            return None
+        total = self._weight[rel] if weight is None else self._weight[rel] * weight
+        return total[order]
+
     def _edges(self, columns: Mapping[str, Tensor], one_relation: bool) -> _Edges:
         rel = columns["rel"]
         weight = columns.get("weight")
@@ -166,9 +236,10 @@ class BatchPlanner:
     def _candidates(self, table: str, side: Side, edges: _Edges, lookups: _Lookups) -> Candidates:
         plan = self._negatives
         if plan.num_global is None:
-            every = torch.arange(self._sampler.num_entities(table))
+            num_rows = self._sampler.num_entities(table)
             masked = _split(*self._true_pairs(side, edges), edges)
-            return Candidates(table, lookups.add(table, every), every.shape[0], True, 0, masked, None)
+            start = lookups.add(table, torch.arange(num_rows))
+            return Candidates(table, start, num_rows, True, 0, masked, None)
         drawn = self._sampler.draw(table, side, len(edges.chunks) * plan.num_global, self._generator)
         rows, first_column = _candidate_rows(edges, side, drawn, plan)
         masked = _split(*_columns_of(*self._true_pairs(side, edges), rows, first_column, edges), edges)
@@ -200,6 +271,21 @@ def _chunks(rel: Tensor, chunk_size: int, one_relation: bool) -> tuple[tuple[int
         for first, last in pairwise(bounds)
         for start in range(first, last, chunk_size)
     )
+
+
+def _run_lengths(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Length of each run of equal ``keys [E]``, and the number of the run that each key is in."""
+    _, run, counts = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
+    return counts, run
+
+
+def _query_chunks(counts: Tensor, chunk_size: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Ranges of at most ``chunk_size`` queries, with the edges that answer them."""
+    last_edges = counts.cumsum(0)
+    firsts = range(0, counts.shape[0], chunk_size)
+    lasts = [min(first + chunk_size, counts.shape[0]) for first in firsts]
+    ends = [int(last_edges[last - 1]) for last in lasts]
+    return tuple(zip(firsts, lasts, [0, *ends[:-1]], ends, strict=True))
 
 
 def _candidate_rows(edges: _Edges, side: Side, drawn: Tensor, plan: NegativePlan) -> tuple[Tensor, Tensor]:

@@ -24,15 +24,15 @@ class Regularizer:
         return self.n3 > 0 or self.l2 > 0
 
     def __call__(self, rows: Tensor, is_complex: bool) -> tuple[Tensor, Tensor]:
-        """The penalty (float64 scalar) and its gradient ``[E, D]``."""
+        """The penalty of each row ``[E]`` and its gradient ``[E, D]``."""
         grad = torch.zeros_like(rows)
-        value = torch.zeros((), dtype=torch.float64)
+        value = rows.new_zeros(len(rows))
         if self.l2 > 0:
-            value += self.l2 * rows.square().sum(dtype=torch.float64)
+            value += self.l2 * rows.square().sum(1)
             grad.add_(rows, alpha=2 * self.l2)
         if self.n3 > 0:
             size = _complex_size(rows) if is_complex else rows.abs()
-            value += self.n3 * size.pow(3).sum(dtype=torch.float64)
+            value += self.n3 * size.pow(3).sum(1)
             halves = torch.cat([size, size], dim=1) if is_complex else size
             grad.addcmul_(halves, rows, value=3 * self.n3)
         return value, grad

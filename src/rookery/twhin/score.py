@@ -8,16 +8,16 @@ comparator, side and loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rookery.twhin.batch import Candidates, Group, TrainBatch
+from rookery.twhin.batch import Candidates, Group, QueryGroup, TrainBatch
 from rookery.twhin.comparators import COMPARATORS, Comparator
-from rookery.twhin.losses import Loss
+from rookery.twhin.losses import Loss, Softmax
 from rookery.twhin.operators import OPERATORS, Operator
 from rookery.twhin.regularizers import Regularizer
 from rookery.types import Side
@@ -75,6 +75,7 @@ class _CandidateRows:
         self.factor = self.prepared.bfloat16() if half else self.prepared
         self.grad = torch.empty_like(self.prepared)
         self.is_fresh = True
+        self.penalties: list[tuple[Tensor, Tensor]] = []
         self._comparator = comparator
 
     def backward(self, grad: Tensor, scores: Tensor, factor: Tensor) -> Tensor:
@@ -84,7 +85,10 @@ class _CandidateRows:
         return self._comparator.pairwise_backward(grad, scores, factor, self.factor, self.grad, beta)
 
     def grad_raw(self) -> Tensor:
-        return self._comparator.prepare_backward(self.grad, self.raw, self.prepared)
+        grad = self._comparator.prepare_backward(self.grad, self.raw, self.prepared)
+        for rows, penalty in self.penalties:
+            grad.index_add_(0, rows, penalty)
+        return grad
 
 
 class BatchGradient:
@@ -114,23 +118,41 @@ class BatchGradient:
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Mean loss and mean score of the positives, float64; gradients are in ``grad_rows``, ``grad_parameters``."""
+        whole: dict[tuple[str, int], _CandidateRows] = {}
         for group in self.batch.groups:
-            shared = {
-                side: _CandidateRows(self.global_rows(candidates, 0), self.comparator, self.half)
-                for side, candidates in group.candidates.items()
-                if candidates.shared and self.form(group, side) != "expand"
-            }
-            for chunk in range(len(group.chunks)):
-                _Chunk(self, group, chunk, shared).run()
-            for side, rows in shared.items():
-                self.global_grad(group.candidates[side], 0).copy_(rows.grad_raw())
+            if isinstance(group, QueryGroup):
+                self._run_queries(group, whole)
+            else:
+                self._run_edges(group)
+        for (table, start), rows in whole.items():
+            self.grad_rows[table][start : start + rows.raw.shape[0]].copy_(rows.grad_raw())
         return self._mean(self._losses), self._mean(self._positives)
 
-    def _mean(self, addends: list[Tensor]) -> Tensor:
-        return torch.cat(addends).sum(dtype=torch.float64) / self.batch.num_edges
+    def _run_queries(self, group: QueryGroup, whole: dict[tuple[str, int], _CandidateRows]) -> None:
+        """``whole`` keeps the prepared tables that queries share, by table and position."""
+        key = group.candidate_table, group.candidate_start
+        if key not in whole:
+            raw = self.rows[key[0]][key[1] : key[1] + group.num_candidates]
+            whole[key] = _CandidateRows(raw, self.comparator, self.half)
+        for bounds in group.chunks:
+            _QueryChunk(self, group, whole[key], bounds).run()
 
-    def form(self, group: Group, predicts: Side) -> str:
-        return form_of(group.operator, self.settings.comparator, self.settings.operator_side, predicts)
+    def _run_edges(self, group: Group) -> None:
+        shared = {
+            side: _CandidateRows(self.global_rows(candidates, 0), self.comparator, self.half)
+            for side, candidates in group.candidates.items()
+            if candidates.shared and self.form(group.operator, side) != "expand"
+        }
+        for chunk in range(len(group.chunks)):
+            _Chunk(self, group, chunk, shared).run()
+        for side, rows in shared.items():
+            self.global_grad(group.candidates[side], 0).copy_(rows.grad_raw())
+
+    def _mean(self, addends: list[Tensor]) -> Tensor:
+        return torch.cat(addends).sum(dtype=torch.float64)
+
+    def form(self, operator: str, predicts: Side) -> str:
+        return form_of(operator, self.settings.comparator, self.settings.operator_side, predicts)
 
     def global_rows(self, candidates: Candidates, chunk: int) -> Tensor:
         start = candidates.start_of(chunk)
@@ -140,8 +162,17 @@ class BatchGradient:
         start = candidates.start_of(chunk)
         return self.grad_rows[candidates.table][start : start + candidates.num_global]
 
+    def add_parameters(self, key: ParameterKey, relation: Tensor, grads: list[Tensor]) -> None:
+        """Add gradients to their relations: of ``[W]`` a row, or of any number of rows where the relation is one."""
+        out = self.grad_parameters[key]
+        if relation.shape[0] == 1:
+            for grad in grads:
+                out[relation] += grad.sum(0)
+        elif grads:
+            out.index_add_(0, relation, grads[0] if len(grads) == 1 else torch.stack(grads).sum(0))
+
     def add_losses(self, losses: Tensor) -> None:
-        """Addends of the mean loss."""
+        """Addends of the batch's mean loss."""
         self._losses.append(losses)
 
     def add_positives(self, scores: Tensor) -> None:
@@ -156,6 +187,7 @@ class _Chunk:
         self.group = group
         self.chunk = chunk
         self.shared = shared
+        self.share = 1.0 / (total.batch.num_edges * len(group.candidates))
         self.first, self.last = group.chunks[chunk]
         self.num_edges = self.last - self.first
         self.operator: Operator = OPERATORS[group.operator]
@@ -185,12 +217,12 @@ class _Chunk:
             if side in self._lent:
                 out[: self._lent[side].shape[0]].add_(self._lent[side])
         for key, grads in self._grads_p.items():
-            self._add_parameters(key, grads)
+            self.total.add_parameters(key, self.relation, grads)
 
     def _direction(self, predicts: Side) -> None:
         """Scores, loss and gradients of predicting one side from the other, the anchor."""
         comparator, p = self.total.comparator, self.p[predicts]
-        form = self.total.form(self.group, predicts)
+        form = self.total.form(self.group.operator, predicts)
         anchor, target = self.rows[predicts.other], self.rows[predicts]
         raw_query, bias = self._query(form, anchor, p)
         raw_target = self.operator.apply(target, p) if form == "expand" else target
@@ -244,9 +276,9 @@ class _Chunk:
         edges, columns = candidates.masked[self.chunk]
         if edges.shape[0]:
             negatives[edges, columns] = -torch.inf
-        share = 1.0 / len(self.group.candidates)
+        share = self.share
         weight = share if self.group.weight is None else self.group.weight[self.first : self.last] * share
-        value = total.settings.loss(positive, negatives, weight / total.batch.num_edges)
+        value = total.settings.loss(positive, negatives, weight)
         total.add_losses(value.loss * weight)
         total.add_positives(positive * share)
         return value.grad_positive, value.grad_negatives
@@ -287,27 +319,116 @@ class _Chunk:
             out.copy_(grad[num_lent:])
 
     def _regularize(self) -> None:
-        regularizer = self.total.settings.regularizer
-        is_complex = self.group.operator == "complex_diagonal"
-        share = 1.0 / self.total.batch.num_edges
-        penalized = [(self._grads[side], rows) for side, rows in self.rows.items()]
+        """Each direction penalizes the vectors of its edges, operator included."""
+        penalize = _Penalty(self.total, self.group.operator)
         relation = self.group.relation[self.first : self.last]
-        penalized += [
-            (grads, self.total.parameters[key].index_select(0, relation)) for key, grads in self._grads_p.items()
-        ]
-        for grads, rows in penalized:
-            penalty, grad = regularizer(rows, is_complex)
-            self.total.add_losses(penalty.view(1))
-            grads.append(grad.mul_(share))
+        for key in self.keys.values():
+            for side, rows in self.rows.items():
+                self._grads[side].append(penalize(rows, self.share))
+            self._grads_p[key].append(penalize(self.total.parameters[key].index_select(0, relation), self.share))
 
-    def _add_parameters(self, key: ParameterKey, grads: list[Tensor]) -> None:
-        """Add gradients to their relations: of ``[W]`` an edge, or of any number of rows where the relation is one."""
-        out = self.total.grad_parameters[key]
-        if self.relation.shape[0] == 1:
-            for grad in grads:
-                out[self.relation] += grad.sum(0)
-        elif grads:
-            out.index_add_(0, self.relation, grads[0] if len(grads) == 1 else torch.stack(grads).sum(0))
+
+class _QueryChunk:
+    """Some queries of a softmax over every entity, forward and backward.
+
+    The true entity is one of the candidates: its score needs no product of its own, its gradient comes with theirs.
+    """
+
+    def __init__(
+        self, total: BatchGradient, group: QueryGroup, rows: _CandidateRows, bounds: tuple[int, int, int, int]
+    ) -> None:
+        first, last, first_edge, last_edge = bounds
+        self.total = total
+        self.group = group
+        self.candidates = rows
+        self.relation = group.relation[first : first + 1 if group.one_relation else last]
+        self.relation_of_query = group.relation[first:last]
+        self.anchors = slice(group.anchor_start + first, group.anchor_start + last)
+        self.anchor = total.rows[group.anchor_table][self.anchors]
+        self.query_of_edge = group.query_of_edge[first_edge:last_edge] - first  # [edges]
+        self.target = group.target[first_edge:last_edge]
+        weight = group.weight
+        self.weight = self.anchor.new_ones(len(self.target)) if weight is None else weight[first_edge:last_edge]
+        self.key = parameter_key(group.operator, total.settings.operator_side, group.predicts)
+        self.p = total.parameters[self.key].index_select(0, self.relation)
+        self.operator: Operator = OPERATORS[group.operator]
+
+    def run(self) -> None:
+        comparator, settings = self.total.comparator, self.total.settings
+        form = self.total.form(self.group.operator, self.group.predicts)
+        raw_query = _TO_QUERY[form](self.operator, self.anchor, self.p)
+        query = comparator.prepare(raw_query)
+        factor = query.bfloat16() if self.total.half else query
+        scores = comparator.pairwise(factor, self.candidates.factor)  # [queries, candidates]
+        grad_scores = self._loss(scores)
+        grad_query = self.candidates.backward(grad_scores, scores, factor)
+        grad_query = comparator.prepare_backward(grad_query, raw_query, query)
+        grad, grad_p = _FROM_QUERY[form](self.operator, grad_query, self.anchor, self.p)
+        out = self.total.grad_rows[self.group.anchor_table][self.anchors].copy_(grad)
+        grads_p = [grad_p]
+        if settings.regularizer.active:
+            grads_p.append(self._regularize(out))
+        self.total.add_parameters(self.key, self.relation, grads_p)
+
+    def _loss(self, scores: Tensor) -> Tensor:
+        """Report the loss; derivatives ``[queries, candidates]``, in place of the scores where nobody reads them again.
+
+        Queries weigh as much as the edges that they answer; the bias of an adjoint query is the same for all candidates
+        and drops out.
+        """
+        total = self.total
+        loss = total.settings.loss
+        assert isinstance(loss, Softmax)
+        share = self.group.share
+        logits = scores.clone() if total.comparator.needs_scores else scores
+        if loss.temperature != 1.0:
+            logits.div_(loss.temperature)
+        own = logits[self.query_of_edge, self.target]
+        weight = self.weight * share
+        mass = logits.new_zeros(len(logits)).index_add_(0, self.query_of_edge, weight)
+        partition = torch.logsumexp(logits, 1)
+        total.add_losses((partition[self.query_of_edge] - own) * weight)
+        total.add_positives(own * (loss.temperature * share))
+        grad = logits.sub_((partition - mass.log()).unsqueeze(1)).exp_()
+        grad.index_put_((self.query_of_edge, self.target), -weight, accumulate=True)
+        return grad if loss.temperature == 1.0 else grad.div_(loss.temperature)
+
+    def _regularize(self, into_anchor: Tensor) -> Tensor:
+        """Penalize anchor and relation once an edge, and the targets; the gradient of the relations is returned."""
+        penalize = _Penalty(self.total, self.group.operator)
+        num_edges = torch.bincount(self.query_of_edge, minlength=len(self.anchor)).to(self.anchor.dtype)
+        share = (num_edges * self.group.share).unsqueeze(1)
+        into_anchor.add_(penalize(self.anchor, share))
+        targets = self.candidates.raw.index_select(0, self.target)
+        self.candidates.penalties.append((self.target, penalize(targets, self.group.share)))
+        return penalize(self.total.parameters[self.key].index_select(0, self.relation_of_query), share)
+
+
+class _Penalty:
+    """The regularizer of a batch: reports its value, returns its gradient."""
+
+    def __init__(self, total: BatchGradient, operator: str) -> None:
+        self._total = total
+        self._is_complex = operator == "complex_diagonal"
+
+    def __call__(self, rows: Tensor, share: Tensor | float) -> Tensor:
+        """Gradient ``[E, D]`` of ``sum(share * penalty(row))``; ``share`` is ``[E, 1]`` or a number."""
+        penalty, grad = self._total.settings.regularizer(rows, self._is_complex)
+        self._total.add_losses((penalty * (share.squeeze(1) if isinstance(share, Tensor) else share)).view(-1))
+        return grad.mul_(share)
+
+
+# How a query is made of its anchor, and the gradients (anchor, parameters) of that, by form.
+_TO_QUERY: dict[str, Callable[[Operator, Tensor, Tensor], Tensor]] = {
+    "apply": lambda operator, x, p: operator.apply(x, p),
+    "adjoint": lambda operator, x, p: operator.adjoint(x, p)[0],
+    "inverse": lambda operator, x, p: operator.inverse(x, p),
+}
+_FROM_QUERY: dict[str, Callable[[Operator, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "apply": lambda operator, grad, x, p: operator.backward(grad, x, p),
+    "adjoint": lambda operator, grad, x, p: operator.adjoint_backward(grad, grad.new_zeros(len(grad)), x, p),
+    "inverse": lambda operator, grad, x, p: operator.inverse_backward(grad, x, p),
+}
 
 
 def _sum_into(out: Tensor, grads: list[Tensor]) -> None:
