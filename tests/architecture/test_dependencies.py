@@ -42,3 +42,14 @@ def test_every_base_dependency_is_used(modules):
     # torch writes TensorBoard's files through the package that is asked for here.
     assert declared(None) - used - {"tensorboard"} == set()
     assert any("torch.utils.tensorboard" in ast.unparse(tree) for tree in modules.values())
+
+
+def test_every_import_of_tests_and_benchmarks_is_declared(root):
+    trees = {
+        path: ast.parse(path.read_text()) for room in ("tests", "benchmarks") for path in (root / room).rglob("*.py")
+    }
+    skips = re.compile(r"importorskip\(\s*[\"'](\w+)")
+    asked = imported(trees) | {name for path in trees for name in skips.findall(path.read_text())}
+    own = {path.stem for path in trees}
+    known = declared(None) | declared("cluster") | declared("dev") | {"pydantic-core", "fbgemm-gpu-cpu"}
+    assert {module for module in asked - own - sys.stdlib_module_names if not distributions(module) & known} == set()
