@@ -19,6 +19,7 @@ help: ## this list
 	@echo
 	@echo "  ACCELERATOR=cpu|cuda   build of torch to install (now $(ACCELERATOR))"
 	@echo "  TORCH_INDEX_URL=...    where pip may also look for torch"
+	@echo "  BENCH='NAME ...'       benchmarks to run, by the name of their script"
 	@echo "  PYTHON=...             interpreter, 3.10 or later (now $(PYTHON))"
 
 demo: $(BASE) ## train on a small generated graph and show what was learned
@@ -32,8 +33,8 @@ test: $(DEV) ## the test suite
 check: $(DEV) ## style, types, import contracts
 	scripts/check
 
-bench: $(DEV) ## the speed benchmarks, one JSON object a line
-	scripts/bench
+bench: $(DEV) ## the speed benchmarks, or those that BENCH names; one JSON object a line
+	scripts/bench $(BENCH)
 
 clean: ## remove the environment, caches and build products
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
