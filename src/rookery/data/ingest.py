@@ -102,8 +102,10 @@ def open_database(spill: Path, resources: Resources) -> Iterator[duckdb.DuckDBPy
     try:
         db.execute("SET TimeZone = 'UTC'")
         yield db
-    except duckdb.InterruptException as error:
-        raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # what DuckDB makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from error
+        raise
     except duckdb.OutOfMemoryException as error:
         raise RookeryError(
             f"ingest ran out of memory or of disk under {spill.parent.parent}; free some space there, "

@@ -29,7 +29,7 @@ _CANONICAL_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 
 def explain_unreadable(db: duckdb.DuckDBPyConnection, source: Source, error: duckdb.Error) -> Exception:
     """Why DuckDB could not read ``source``; ``error`` itself where the file is not to blame."""
-    if isinstance(error, (duckdb.InterruptException, duckdb.OutOfMemoryException)):
+    if isinstance(error, duckdb.OutOfMemoryException):
         return error
     found = _text_problem(db, source) if source.is_text else _parquet_problem(source)
     return found or error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +30,7 @@ def staged(out: Path, *, overwrite: bool, marker: str) -> Iterator[Staging]:
     must not remove a folder of another kind. Raises ``DataError`` before anything is written.
     """
     _require_free(out, overwrite, marker)
-    hidden = _make_hidden_sibling(out)
-    try:
+    with _termination_unwinds(), _hidden_sibling(out) as hidden:
         staging = Staging(hidden / "result", hidden / "scratch")
         staging.folder.mkdir()
         staging.scratch.mkdir()
@@ -37,8 +38,6 @@ def staged(out: Path, *, overwrite: bool, marker: str) -> Iterator[Staging]:
         if out.exists():
             out.rename(hidden / "replaced")
         staging.folder.rename(out)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _require_free(out: Path, overwrite: bool, marker: str) -> None:
@@ -50,10 +49,28 @@ def _require_free(out: Path, overwrite: bool, marker: str) -> None:
         raise DataError(f"{out}: holds no {marker}, so --overwrite does not touch it; remove it or choose another name")
 
 
-def _make_hidden_sibling(out: Path) -> Path:
+@contextmanager
+def _hidden_sibling(out: Path) -> Iterator[Path]:
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+        hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
     except OSError as error:
         raise DataError(f"{parent}: cannot be written to ({error.strerror}); choose another place") from error
+    try:
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """SIGTERM acts like Ctrl-C, so that ``finally`` blocks run: what is half-written may be gigabytes."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
