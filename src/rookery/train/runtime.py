@@ -33,8 +33,8 @@ def prepare_runtime(config: RuntimeConfig) -> torch.device:
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of returning them to the system after each step (elsewhere: nothing).
 
-    Steps allocate and free the same tens of MB; taking them from the system anew costs a page fault every 4 KiB, a tenth
-    of a TwHIN step (``benchmarks/twhin_step.py``). The process keeps its peak memory for as long as it lives.
+    Steps allocate and free the same tens of MB; taking them from the system anew costs a page fault every 4 KiB, a
+    tenth of a TwHIN step (``benchmarks/twhin_step.py``). The process keeps its peak memory for as long as it lives.
     """
     if sys.platform != "linux":
         return
