@@ -37,15 +37,6 @@ BACKENDS = ("local", "torchrec")
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """On a busy machine fbgemm's threads wait for each other: 20 ms for a batch of 64 ids instead of 1."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def batch(step: int, num_ids: int, dim: int = 8, num_embeddings: int = 20) -> tuple[Tensor, Tensor]:
     """Ids with repeats, half of the table absent in each batch, and a gradient for each."""
     generator = torch.Generator().manual_seed(step)
