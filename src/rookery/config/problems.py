@@ -33,6 +33,7 @@ _SENTENCES = {
     "less_than_equal": "must be at most {le}",
     "model_type": _MAPPING,
     "string_type": "must be a string; put it in quotes",
+    "too_short": "must have at least {min_length} item",
     "value_error": "{error}",
 }
 

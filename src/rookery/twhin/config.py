@@ -170,13 +170,14 @@ class TwhinConfig(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TwhinConfig:
-        for problem in (
+        problems = (
             *_table_problems(self.model.embeddings),
             *_relation_problems(self.model),
             *_data_problems(self),
             *_validation_problems(self),
-        ):
-            raise ValueError(problem)
+        )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
