@@ -34,7 +34,7 @@ PREFETCH_BATCHES = 4
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where training stopped, and why; ``loss`` is the mean since the log before (None when no step was left to do)."""
+    """Where training stopped, and why; ``loss`` is that of the last log (None when nothing was logged)."""
 
     step: int
     num_steps: int
