@@ -86,8 +86,10 @@ class SelfAdversarial:
         shifted_positive = positive + self.margin
         loss = softplus(-shifted_positive)
         grad_positive = torch.sigmoid(-shifted_positive).mul_(weight).neg_()
+        # With alpha 0 a masked negative is 0 times -inf: NaN, and still masked.
+        scaled = (negatives * self.alpha).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
         # A row of -inf has no negatives: its softmax is NaN and counts as 0.
-        weights = torch.softmax(negatives * self.alpha, dim=1).nan_to_num_(0.0)
+        weights = torch.softmax(scaled, dim=1).nan_to_num_(0.0)
         shifted = negatives.add_(self.margin)
         loss.add_((weights * softplus(shifted)).sum(1))
         return LossValue(loss, grad_positive, weights.mul_(shifted.sigmoid_()).mul_(_column(weight, 1.0)))
