@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_ingest import digests, edges_of, naive_vocabulary, run, vocabulary_of, write_lines
 
+from rookery.config.loader import load_config
+from rookery.data.ingest_config import IngestConfig
 from rookery.errors import ConfigError, DataError, RookeryError, UserError
 
 EDGES = [("a", "likes", "b"), ("c", "likes", "b"), ("a", "hates", "c"), ("b", "likes", "a"), ("d", "hates", "b")]
@@ -507,3 +509,12 @@ class TestOutput:
         assert manifest["format"] == 1
         assert manifest["seed"] == 7
         assert manifest["splits"] == {"train": {"path": "edges/train", "num_edges": 5, "files": ["part-00000.parquet"]}}
+
+
+def test_the_mapping_of_the_page_is_one(tmp_path):
+    page = (Path(__file__).resolve().parents[3] / "docs" / "graph-format.md").read_text(encoding="utf-8")
+    (tmp_path / "ingest.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    config = load_config(IngestConfig, tmp_path / "ingest.yaml")
+    assert [relation.name for relation in config.relations] == ["follow", "like"]
+    assert config.split is not None
+    assert config.split.held_out == ("valid", "test")
