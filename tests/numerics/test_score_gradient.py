@@ -131,15 +131,17 @@ def test_negative_counts(num_in_batch: int, num_global: int) -> None:
     assert_same_gradients(batch, "diagonal", "dot", "lhs", "softmax")
 
 
+@pytest.mark.parametrize("negatives", [False, True])
 @pytest.mark.parametrize("operator", ["complex_diagonal", "translation"])
-def test_regularizer_adds_its_own_gradient(operator: str) -> None:
+def test_regularizer_adds_its_own_gradient(operator: str, negatives: bool) -> None:
     batch = make_batch(operator, "dot", "both", SAMPLED)
     rows, parameters = leaves(batch, operator, "both")
     plain = batch_loss(batch, ScoreSettings("both", "dot", Bce(), 1.0, Regularizer()), rows, parameters)[0]
-    held = batch_loss(batch, ScoreSettings("both", "dot", Bce(), 1.0, Regularizer(n3=0.2, l2=0.1)), rows, parameters)[0]
+    regularizer = Regularizer(0.2, 0.1, negatives)
+    held = batch_loss(batch, ScoreSettings("both", "dot", Bce(), 1.0, regularizer), rows, parameters)[0]
     (held - plain).backward()
     naive_rows, naive_parameters = leaves(batch, operator, "both")
-    penalty = _naive_penalty(batch, naive_rows, naive_parameters, operator == "complex_diagonal")
+    penalty = _naive_penalty(batch, naive_rows, naive_parameters, operator == "complex_diagonal", negatives)
     penalty.backward()
     assert (held - plain).item() == pytest.approx(penalty.item(), rel=1e-4)
     for ours, theirs in ((rows, naive_rows), (parameters, naive_parameters)):
@@ -148,7 +150,11 @@ def test_regularizer_adds_its_own_gradient(operator: str) -> None:
 
 
 def _naive_penalty(
-    batch: TrainBatch, rows: dict[str, Tensor], parameters: dict[tuple[str, str], Tensor], is_complex: bool
+    batch: TrainBatch,
+    rows: dict[str, Tensor],
+    parameters: dict[tuple[str, str], Tensor],
+    is_complex: bool,
+    negatives: bool,
 ) -> Tensor:
     def penalty(x: Tensor) -> Tensor:
         size = torch.complex(*x.chunk(2, dim=-1)).abs() if is_complex else x.abs()
@@ -161,6 +167,9 @@ def _naive_penalty(
             total = total + penalty(rows[group.rhs_table][group.rhs_start + edge])
             for key in parameters:  # each direction has its own, and half of the edge
                 total = total + penalty(parameters[key][group.relation[edge]]) / 2
+        for candidates in group.candidates.values() if negatives else ():
+            last = candidates.start + candidates.num_global * len(group.chunks)
+            total = total + penalty(rows[candidates.table][candidates.start : last]) / 2
     return total / batch.num_edges
 
 

@@ -97,6 +97,8 @@ class RegularizerConfig(StrictModel):
 
     n3: NonNegative = 0.0
     l2: NonNegative = 0.0
+    negatives: bool = False
+    """Penalize drawn negatives too, each like an edge: holds entities that are seldom seen as positives."""
     pull: NonNegative = 0.0
 
 
@@ -226,6 +228,8 @@ def _data_problems(config: TwhinConfig) -> list[str]:
         problems.append("train_data.negative_alpha and loss.softmax.log_q need degrees; set graph to an ingested graph")
     if softmax is not None and softmax.log_q and data.global_negatives == "all":
         problems.append("model.loss.softmax.log_q=true: with global_negatives=all nothing is sampled; set it to false")
+    if config.model.regularizer.negatives and data.global_negatives == "all":
+        problems.append("model.regularizer.negatives=true: with global_negatives=all nothing is drawn; set it to false")
     if data.order == "queries" and not groups_queries(config):
         problems.append(
             "train_data.order=queries: pays for a softmax over all entities alone; set model.loss to softmax, "

@@ -60,7 +60,7 @@ class TwhinModel(nn.Module):
             comparator=config.comparator,
             loss=make_loss(config.loss),
             log_q_scale=config.loss.softmax.temperature if config.loss.softmax else 1.0,
-            regularizer=Regularizer(config.regularizer.n3, config.regularizer.l2),
+            regularizer=Regularizer(config.regularizer.n3, config.regularizer.l2, config.regularizer.negatives),
         )
         self._pull: Pull | None = None
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Regularizer:
-    """``n3 * sum |x|^3 + l2 * sum x^2`` of rows ``[E, D]``."""
+    """``n3 * sum |x|^3 + l2 * sum x^2`` of rows ``[E, D]``; ``negatives``: of drawn negatives as well."""
 
     n3: float = 0.0
     l2: float = 0.0
+    negatives: bool = False
 
     @property
     def active(self) -> bool:

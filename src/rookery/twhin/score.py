@@ -317,6 +317,9 @@ class _Chunk:
             out.add_(grad[num_lent:])
         else:
             out.copy_(grad[num_lent:])
+        if self.total.settings.regularizer.active and self.total.settings.regularizer.negatives:
+            drawn = self.total.global_rows(candidates, self.chunk)
+            out.add_(_Penalty(self.total, self.group.operator)(drawn, self.share))
 
     def _regularize(self) -> None:
         """Each direction penalizes the vectors of its edges, operator included."""
