@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,16 @@ from rich.table import Table
 from rookery.cli.output import JsonFlag, emit
 
 
+class RecipeName(enum.Enum):
+    """The models that `init` can write."""
+
+    AUTO = "auto"
+    COMPLEX = "complex"
+    TRANSE = "transe"
+    FACTORS = "factors"
+    TWHIN = "twhin"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the group ``twhin``."""
     app.command("init")(_init)
@@ -20,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def _init(
     graph: Annotated[Path, typer.Argument(help="An ingested graph.", show_default=False)],
+    recipe: Annotated[RecipeName, typer.Option(help="The model; auto chooses by the graph.")] = RecipeName.AUTO,
     save_dir: Annotated[
         Path, typer.Option(help="Where the run will go unless `train --save-dir` says otherwise.")
     ] = Path("runs/twhin"),
@@ -27,7 +39,7 @@ def _init(
     """Write a commented configuration that fits GRAPH to stdout."""
     from rookery.twhin.init import initial_config
 
-    sys.stdout.write(initial_config(graph, save_dir))
+    sys.stdout.write(initial_config(graph, save_dir, None if recipe is RecipeName.AUTO else recipe.value))
 
 
 def _train(
