@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_graph import one_thread
 
 from rookery.data.graph import Graph
 
@@ -16,6 +18,12 @@ Triple = tuple[int, int, int]
 
 RELATIONS = (("likes", "user", "item"), ("follows", "user", "user"))
 NUM_ENTITIES = {"user": 12, "item": 10}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_graph import NUM_COMMUNITIES, Triple, log_lines, make_config, one_thread, planted_splits, write_graph
+from small_graph import NUM_COMMUNITIES, Triple, log_lines, make_config, planted_splits, write_graph
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -33,12 +32,6 @@ from rookery.types import Side
 
 CPU = torch.device("cpu")
 EVERY_ENTITY = {"train_data.global_negatives": "all", "train_data.in_batch_negatives": 0}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture
