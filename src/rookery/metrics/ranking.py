@@ -61,24 +61,14 @@ class RankSums(MergeableSums):
         return cls(tuple(ks), (0,) * (5 + len(ks)))
 
     @classmethod
-    def from_counts(cls, greater: Tensor, equal: Tensor, num_others: Tensor, ks: Sequence[int]) -> RankSums:
-        """``greater`` and ``equal`` of the ``num_others`` candidates that are not the true one score higher or the
-        same; each int ``[Q]``.
-        """
-        greater, equal, num_others = (counts.to(torch.int64) for counts in (greater, equal, num_others))
-        twice_rank = 2 + 2 * greater + equal  # [Q]; a mean rank is a multiple of 1/2
+    def from_ranks(cls, ranks: Tensor, num_others: Tensor, ks: Sequence[int]) -> RankSums:
+        """Mean ranks ``[Q]`` (float64, from 1, multiples of 1/2) of true candidates among ``num_others [Q]`` others."""
+        twice_rank = (2 * ranks).to(torch.int64)
         has_auc = num_others > 0
-        auc = (2 * (num_others - greater) - equal)[has_auc] / (2 * num_others[has_auc]).to(torch.float64)
+        auc = 1.0 - (ranks[has_auc] - 1.0) / num_others[has_auc]
         hits = [int((twice_rank <= 2 * k).sum()) for k in ks]
-        reciprocal = 2.0 / twice_rank.to(torch.float64)
-        totals = (
-            greater.numel(),
-            int(twice_rank.sum()),
-            _fixed_point_sum(reciprocal),
-            _fixed_point_sum(auc),
-            auc.numel(),
-        )
-        return cls(tuple(ks), (*totals, *hits))
+        sums = (ranks.numel(), int(twice_rank.sum()), _fixed_point_sum(1.0 / ranks), _fixed_point_sum(auc), auc.numel())
+        return cls(tuple(ks), (*sums, *hits))
 
     def compute(self) -> dict[str, float]:
         """``mrr``, ``hits@<k>``, ``mean_rank`` (1 is best) and ``auc``; NaN where no query counts.

@@ -78,9 +78,12 @@ class CandidateList:
 
     @property
     def num_queries(self) -> int:
-        """Queries to score at a time."""
+        """Queries to score at a time.
+
+        As many as fit beside the whole table; few where their true entities are scored apart, each against all of them.
+        """
         rows = self.max_scores // self.num
-        return rows if rows >= _MIN_QUERIES else _TILED_QUERIES
+        return rows if self.rows is None and rows >= _MIN_QUERIES else _TILED_QUERIES
 
     def columns(self, rows: Tensor) -> Tensor:
         """The position of entity rows among the candidates, -1 for those that are not."""
@@ -161,10 +164,3 @@ def require_finite(candidates: CandidateList, scores: Tensor) -> None:
             f"relation '{name}': {int((~torch.isfinite(scores)).sum())} of {scores.numel()} edges have scores that "
             "are not finite: the model has diverged; train with a lower learning rate or evaluate an earlier checkpoint"
         )
-
-
-def count_true(hits: Tensor) -> Tensor:
-    """True values per row, int32 ``[U]``; on a CPU a sum of bytes into int32 is vectorised, a sum of bool 20 times
-    slower.
-    """
-    return hits.view(torch.uint8).sum(1, dtype=torch.int32)

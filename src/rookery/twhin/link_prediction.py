@@ -21,7 +21,6 @@ from rookery.twhin.candidates import (
     Scorer,
     Strikes,
     by_relation,
-    count_true,
     query_chunks,
     require_finite,
 )
@@ -29,7 +28,7 @@ from rookery.twhin.evaluation_config import EvaluationConfig
 from rookery.twhin.known import Edges, KnownEdges
 from rookery.types import Side
 
-_BLOCK_SCORES = 2**20  # comparisons take 4 MiB of scores at a time, which stay in cache
+_BLOCK_SCORES = 2**20  # signs are taken of 4 MiB of scores at a time, which stay in cache
 
 Sums = Mapping[tuple[int, Side], RankSums]
 
@@ -83,58 +82,65 @@ def evaluate_link_prediction(
             candidates = CandidateList.of(scorer, side, relation, config, config.num_candidates)
             raw[relation, side] = filtered[relation, side] = RankSums.empty(config.ks)
             for chunk in query_chunks(*own.toward(side), candidates.num_queries):
-                raw_counts, filtered_counts = _rank(candidates, chunk, known if config.filtered else None)
-                raw[relation, side] += raw_counts.sums(config.ks)
-                if filtered_counts is not None:
-                    filtered[relation, side] += filtered_counts.sums(config.ks)
+                raw_ranks, filtered_ranks = _rank(candidates, chunk, known if config.filtered else None)
+                raw[relation, side] += raw_ranks.sums(config.ks)
+                if filtered_ranks is not None:
+                    filtered[relation, side] += filtered_ranks.sums(config.ks)
     names = tuple(relation.name for relation in scorer.relations)
     return LinkPrediction(names, filtered if config.filtered else None, raw)
 
 
-class _Counts:
-    """For each edge ``[E]`` of a chunk: how many of the other candidates score higher, the same, and exist."""
+class _Ranks:
+    """Mean ranks of the true entities of a chunk's edges ``[E]``, gathered tile by tile.
 
-    def __init__(self, chunk: QueryChunk, truth: Tensor) -> None:
-        self._chunk, self._truth = chunk, truth  # scores of the true entities, [E]
-        self._query = chunk.query.to(truth.device)
-        self.greater, self.equal, self.others = torch.zeros(3, truth.numel(), dtype=torch.int64, device=truth.device)
+    ``1 + #greater + #equal / 2`` is ``1 + (#others + #greater - #less) / 2``, and the last difference is a sum of
+    signs: one pass over the scores, four times as fast on a CPU as two comparisons.
+    """
+
+    def __init__(self, candidates: CandidateList, chunk: QueryChunk, truth: Tensor) -> None:
+        self._candidates = candidates
+        self._query, self._truth = chunk.query.to(truth.device), truth  # scores of the true entities, [E]
+        self._others, self._balance = torch.zeros(2, truth.numel(), dtype=torch.int64, device=truth.device)
 
     def add(self, scores: Tensor, own: Tensor, num_struck: Tensor) -> None:
-        """Count a tile ``[U, T]``; ``own [E]`` is the true entity's column in it (outside of it: not there),
-        ``num_struck [U]`` its struck scores, which are -inf.
+        """Count a tile ``[U, T]`` in.
+
+        ``own [E]`` is the true entity's column in it (outside of it: not there), ``num_struck [U]`` how many of its
+        scores are struck, which are -inf.
         """
-        num_queries, width = scores.shape
+        width = scores.shape[1]
         block = max(1, _BLOCK_SCORES // width)
         for start in range(0, self._truth.numel(), block):
             part = slice(start, start + block)
-            one_each = self._truth.numel() == num_queries
-            rows = scores[part] if one_each else scores[self._query[part]]  # [block, T]
-            truth = self._truth[part].unsqueeze(1)
-            self.greater[part] += count_true(rows > truth)
-            self.equal[part] += count_true(rows == truth)
-        self.others += width - num_struck[self._query]
+            rows = scores.index_select(0, self._query[part])  # [block, T]
+            balance = rows.sub_(self._truth[part].unsqueeze(1)).sign_().sum(1)  # exact in float32 up to 2**24 columns
+            require_finite(self._candidates, balance)  # a candidate without a number would rank anywhere
+            self._balance[part] += balance.long()
+        struck = num_struck[self._query]
+        self._balance += struck  # each counted as less
+        self._others += width - struck
         self._leave_out(scores, own)
 
     def _leave_out(self, scores: Tensor, own: Tensor) -> None:
-        """The true entity is not one of the others."""
+        """The true entity is not one of the others; where it was struck, it is not counted already."""
         here = ((own >= 0) & (own < scores.shape[1])).nonzero().squeeze(1)
-        own_score = scores[self._query[here], own[here]]
-        self.greater[here] -= (own_score > self._truth[here]).long()
-        self.equal[here] -= (own_score == self._truth[here]).long()
-        self.others[here] -= (own_score > -math.inf).long()  # one that was struck is not counted already
+        score = scores[self._query[here], own[here]]
+        counted = score > -math.inf
+        self._balance[here] -= ((score - self._truth[here]).sign_() * counted).long()
+        self._others[here] -= counted.long()
 
     def sums(self, ks: tuple[int, ...]) -> RankSums:
-        return RankSums.from_counts(self.greater, self.equal, self.others, ks)
+        return RankSums.from_ranks(1.0 + (self._others + self._balance).double() / 2, self._others, ks)
 
 
-def _rank(candidates: CandidateList, chunk: QueryChunk, known: KnownEdges | None) -> tuple[_Counts, _Counts | None]:
-    """Raw counts of a chunk's edges and, given ``known``, filtered ones."""
+def _rank(candidates: CandidateList, chunk: QueryChunk, known: KnownEdges | None) -> tuple[_Ranks, _Ranks | None]:
+    """Raw ranks of a chunk's edges and, given ``known``, filtered ones."""
     tiles = candidates.tiles(chunk.anchors)
     first = next(tiles)
     truth = _true_scores(candidates, chunk, first[1])
-    raw, filtered = _Counts(chunk, truth), None
+    raw, filtered = _Ranks(candidates, chunk, truth), None
     if known is not None:
-        filtered, struck = _Counts(chunk, truth), Strikes(candidates, chunk, known)
+        filtered, struck = _Ranks(candidates, chunk, truth), Strikes(candidates, chunk, known)
     columns = candidates.columns(chunk.answers).to(truth.device)
     for start, scores in itertools.chain([first], tiles):
         num_struck = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)

@@ -24,7 +24,6 @@ from rookery.twhin.candidates import (
     Scorer,
     Strikes,
     by_relation,
-    count_true,
     query_chunks,
     require_finite,
 )
@@ -75,29 +74,38 @@ def evaluate_recommendation(
 
 
 class _Top:
-    """The ``k`` highest scores of each query ``[U, k]`` so far, and how many candidates share the lowest of them
+    """The ``k + 1`` highest scores of each query ``[U, k + 1]`` so far, and how many candidates share the k-th
     ``[U]``.
     """
 
     def __init__(self, num_queries: int, k: int) -> None:
-        self.values = torch.full((num_queries, k), -math.inf)
+        self._values = torch.full((num_queries, k + 1), -math.inf)
         self._tied = torch.zeros(num_queries, dtype=torch.int64)
 
     def add(self, scores: Tensor) -> None:
         """Take a tile ``[U, T]`` in."""
-        k = self.values.shape[1]
-        best = scores.topk(min(k, scores.shape[1])).values.cpu()
-        values = torch.cat([self.values, best], dim=1).topk(k).values
-        lowest = values[:, -1:]
-        # Earlier candidates at a lowest score that has risen were all above the former one, so they are in the list.
-        earlier = torch.where(lowest.squeeze(1) == self.values[:, -1], self._tied, (self.values == lowest).sum(1))
-        self.values, self._tied = values, earlier + count_true(scores == lowest.to(scores.device)).cpu()
+        size = self._values.shape[1]
+        best = scores.topk(min(size, scores.shape[1])).values.cpu()
+        values = torch.cat([self._values, best], dim=1).topk(size).values
+        last, before = values[:, -2], self._values[:, -2]  # the k-th
+        tied = (values == last.unsqueeze(1)).sum(1)
+        beyond = (
+            ((values[:, -1] == last) & (last > -math.inf)).nonzero().squeeze(1)
+        )  # more may share it than the list holds
+        if len(beyond):
+            # Where the k-th has risen, all earlier candidates that share the new one were above the old one: in the list.
+            in_list = (self._values[beyond] == last[beyond].unsqueeze(1)).sum(1)
+            earlier = torch.where(last[beyond] == before[beyond], self._tied[beyond], in_list)
+            own = scores[beyond.to(scores.device)] == last[beyond].to(scores.device).unsqueeze(1)
+            tied[beyond] = earlier + own.sum(1).cpu()
+        self._values, self._tied = values, tied
 
     def places(self, query: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """For each positive ``[P]``: candidates of its query with a higher score (at most k), and with the same score
-        (at least 1).
+        """For each positive ``[P]``: how many candidates of its query score higher, and how many the same.
+
+        Exact for positives among the first k; others get a first number of at least k.
         """
-        values = self.values[query]  # [P, k]
+        values = self._values[query, :-1]  # [P, k]
         column = score.unsqueeze(1)
         tied = torch.where(score == values[:, -1], self._tied[query], (values == column).sum(1))
         return (values > column).sum(1), tied.clamp(min=1)

@@ -19,7 +19,7 @@ COUNTS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20), st.integers(
 def rank_sums(counts: list[tuple[int, int, int]]) -> RankSums:
     """From (greater, equal, less)."""
     columns = torch.tensor(counts, dtype=torch.int64).reshape(-1, 3)
-    return RankSums.from_counts(columns[:, 0], columns[:, 1], columns.sum(1), KS)
+    return RankSums.from_ranks(1 + columns[:, 0] + columns[:, 1].double() / 2, columns.sum(1), KS)
 
 
 def top_k_sums(queries: list[tuple[list[float], set[int], int]], ks: tuple[int, ...] = KS) -> TopKSums:

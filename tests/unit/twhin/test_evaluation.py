@@ -154,6 +154,14 @@ def test_a_diverged_model_is_an_error_not_a_metric() -> None:
             evaluate(scorer, edges, known, CONFIG)
 
 
+def test_a_candidate_without_a_number_is_an_error_too() -> None:
+    scorer = TableScorer(num_users=5, num_items=5)
+    scorer.tables["item"][3] = math.nan
+    edges = edges_of([(0, 0, 1)])
+    with pytest.raises(TrainingError, match=r"relation 'likes'.*not finite"):
+        evaluate_link_prediction(scorer, edges, KnownEdges.build(edges), CONFIG)
+
+
 @pytest.mark.parametrize("levels", [None, 1])
 def test_recommendation_equals_the_loops(layout: str, levels: int | None) -> None:
     scorer = TableScorer(num_users=30, num_items=40, levels=levels)
