@@ -73,7 +73,7 @@ def evaluate_link_prediction(
     """Rank the true entity of every edge, on each of ``config.sides``.
 
     ``known`` holds the true edges that a filtered rank does not count, those of ``edges`` among them; it may be None if
-    ``config.filtered`` is false. Raises ``TrainingError`` if a true edge's score is not finite.
+    ``config.filtered`` is false. Raises ``TrainingError`` if a score is not finite.
     """
     raw: dict[tuple[int, Side], RankSums] = {}
     filtered: dict[tuple[int, Side], RankSums] = {}
@@ -97,8 +97,7 @@ class _Ranks:
     signs: one pass over the scores, four times as fast on a CPU as two comparisons.
     """
 
-    def __init__(self, candidates: CandidateList, chunk: QueryChunk, truth: Tensor) -> None:
-        self._candidates = candidates
+    def __init__(self, chunk: QueryChunk, truth: Tensor) -> None:
         self._query, self._truth = chunk.query.to(truth.device), truth  # scores of the true entities, [E]
         self._others, self._balance = torch.zeros(2, truth.numel(), dtype=torch.int64, device=truth.device)
 
@@ -113,9 +112,8 @@ class _Ranks:
         for start in range(0, self._truth.numel(), block):
             part = slice(start, start + block)
             rows = scores.index_select(0, self._query[part])  # [block, T]
-            balance = rows.sub_(self._truth[part].unsqueeze(1)).sign_().sum(1)  # exact in float32 up to 2**24 columns
-            require_finite(self._candidates, balance)  # a candidate without a number would rank anywhere
-            self._balance[part] += balance.long()
+            signs = rows.sub_(self._truth[part].unsqueeze(1)).sign_()
+            self._balance[part] += signs.sum(1).long()  # exact in float32 up to 2**24 columns
         struck = num_struck[self._query]
         self._balance += struck  # each counted as less
         self._others += width - struck
@@ -138,11 +136,12 @@ def _rank(candidates: CandidateList, chunk: QueryChunk, known: KnownEdges | None
     tiles = candidates.tiles(chunk.anchors)
     first = next(tiles)
     truth = _true_scores(candidates, chunk, first[1])
-    raw, filtered = _Ranks(candidates, chunk, truth), None
+    raw, filtered = _Ranks(chunk, truth), None
     if known is not None:
-        filtered, struck = _Ranks(candidates, chunk, truth), Strikes(candidates, chunk, known)
+        filtered, struck = _Ranks(chunk, truth), Strikes(candidates, chunk, known)
     columns = candidates.columns(chunk.answers).to(truth.device)
     for start, scores in itertools.chain([first], tiles):
+        require_finite(candidates, scores)  # the sign of what is no number is 0, as for a tie
         num_struck = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
         raw.add(scores, columns - start, num_struck)
         if filtered is not None:
@@ -166,7 +165,6 @@ def _true_scores(candidates: CandidateList, chunk: QueryChunk, first_tile: Tenso
             here = ((place >= start) & (place < start + width)).nonzero().squeeze(1).to(first_tile.device)
             scores = candidates.score(chunk.anchors, distinct[start : start + width])
             truth[here] = scores[query[here], place.to(here.device)[here] - start]
-    require_finite(candidates, truth)
     return truth
 
 

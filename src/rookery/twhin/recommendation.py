@@ -58,7 +58,7 @@ def evaluate_recommendation(
 ) -> Recommendation:
     """Retrieve ``max(config.ks)`` rhs entities for every (lhs, relation) of ``edges``, those in ``masked`` left out.
 
-    Raises ``TrainingError`` if a true edge's score is not finite.
+    Raises ``TrainingError`` if a score is not finite.
     """
     sums: dict[int, TopKSums] = {}
     num_masked = 0
@@ -89,9 +89,8 @@ class _Top:
         values = torch.cat([self._values, best], dim=1).topk(size).values
         last, before = values[:, -2], self._values[:, -2]  # the k-th
         tied = (values == last.unsqueeze(1)).sum(1)
-        beyond = (
-            ((values[:, -1] == last) & (last > -math.inf)).nonzero().squeeze(1)
-        )  # more may share it than the list holds
+        # Where the list ends in a tie, more may share the k-th than it holds.
+        beyond = ((values[:, -1] == last) & (last > -math.inf)).nonzero().squeeze(1)
         if len(beyond):
             # Where the k-th has risen, all earlier candidates that share the new one were above the old one: in the list.
             in_list = (self._values[beyond] == last[beyond].unsqueeze(1)).sum(1)
@@ -120,7 +119,7 @@ def _recommend(
     for start, scores in candidates.tiles(chunk.anchors):
         here = ((chunk.answers >= start) & (chunk.answers < start + scores.shape[1])).nonzero().squeeze(1)
         own = chunk.query[here].to(scores.device), (chunk.answers[here] - start).to(scores.device)
-        require_finite(candidates, scores[own])
+        require_finite(candidates, scores)
         strikes.strike(scores, start)
         score[here] = scores[own].cpu()
         top.add(scores)

@@ -144,22 +144,19 @@ def test_a_model_that_knows_nothing_gets_chance() -> None:
     assert metrics["hits@10"] == 0.0
 
 
-def test_a_diverged_model_is_an_error_not_a_metric() -> None:
+@pytest.mark.parametrize("diverged", [1, 3])
+def test_a_diverged_model_is_an_error_not_a_metric(diverged: int) -> None:
+    """Whether the true item or another one has no number."""
     scorer = TableScorer(num_users=5, num_items=5)
-    scorer.tables["item"][:] = math.nan
+    scorer.tables["item"][diverged] = math.nan
     edges = edges_of([(0, 0, 1)])
     known = KnownEdges.build(edges)
-    for evaluate in (evaluate_link_prediction, evaluate_recommendation):
-        with pytest.raises(TrainingError, match=r"relation 'likes': 1 of 1 edges.*not finite"):
-            evaluate(scorer, edges, known, CONFIG)
-
-
-def test_a_candidate_without_a_number_is_an_error_too() -> None:
-    scorer = TableScorer(num_users=5, num_items=5)
-    scorer.tables["item"][3] = math.nan
-    edges = edges_of([(0, 0, 1)])
-    with pytest.raises(TrainingError, match=r"relation 'likes'.*not finite"):
-        evaluate_link_prediction(scorer, edges, KnownEdges.build(edges), CONFIG)
+    for evaluate, masked in (
+        (evaluate_link_prediction, known),
+        (evaluate_recommendation, KnownEdges.build(edges_of([]))),
+    ):
+        with pytest.raises(TrainingError, match="relation 'likes': 1 of 5 scores are not finite"):
+            evaluate(scorer, edges, masked, CONFIG)
 
 
 @pytest.mark.parametrize("levels", [None, 1])
