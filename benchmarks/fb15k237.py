@@ -1,6 +1,6 @@
 """FB15k-237, from the raw files to filtered ranks, as `rookery twhin init` sets it up.
 
-Chosen on validation (the best checkpoint), reported on test; both sides, ties at the mean rank, unseen entities counted.
+Chosen on validation (the best checkpoint), reported on test; both sides, ties at the mean rank, unseen entities count.
 
     python benchmarks/fb15k237.py --model complex --json
     python benchmarks/fb15k237.py --model transe --json

@@ -1,4 +1,4 @@
-"""The path of a user through the command line, shared by the quality benchmarks: prepare, ingest, init, train, evaluate."""
+"""A user's path through the command line, shared by the quality benchmarks: prepare, ingest, init, train, evaluate."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Gowalla-sized tables, dimension 128, batches of edges in chunks of 1,000 that share 100 negatives a side, row-wise
 Adagrad, BCE, translation. A step is everything between two batches of edges: negatives drawn and masked, rows looked
-up, scores, loss, gradients, tables and relation updated. The yardstick is the six products of each chunk (scores and two gradients,
-two sides: 153,600 FLOP an edge) as bare ``torch.mm`` in fp32, timed in the same run, round by round.
+up, scores, loss, gradients, tables and relation updated. The yardstick is the six products of each chunk (scores and
+two gradients, two sides: 153,600 FLOP an edge) as bare ``torch.mm`` in fp32, timed in the same run, round by round.
 
     python benchmarks/twhin_step.py --json
 """
