@@ -7,7 +7,7 @@ row numbers; sort by row order; write. About 0.7 µs of one core an edge with st
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from rookery.data.ingest_config import SPLITS, IngestConfig
 from rookery.data.ingest_edges import assign_splits, merge_duplicates
 from rookery.data.ingest_layout import Layout, lay_out
 from rookery.data.ingest_load import find_relations, load_edges
-from rookery.data.ingest_sources import literal, resolve_sources
+from rookery.data.ingest_sources import Source, literal, resolve_sources
 from rookery.data.staging import staged
-from rookery.errors import RookeryError, UserError
+from rookery.errors import DataError, RookeryError, UserError
 
 ROW_GROUP_SIZE = 65_536
 """Edges a row group: what the stream shuffles and seeks by."""
@@ -60,12 +60,16 @@ def ingest(
     number of threads. Nothing appears at ``out`` before all of it is written; after a failure nothing is left.
     Raises ``DataError`` for bad input, with the place, the value and the remedy.
     """
+    sources = resolve_sources(config.sources, folder)
+    for source in sources:
+        if out.resolve() in source.file.resolve().parents:
+            raise DataError(f"{source.file}: lies in the graph that is to be written; move it out of {out}")
     with (
         staged(out, overwrite=overwrite, marker=MANIFEST) as staging,
         open_database(staging.scratch, resources or Resources()) as db,
     ):
         notify("reading")
-        layout = load(db, config, folder)
+        layout = load(db, config, sources)
         merge_duplicates(db, config, layout)
         assign_splits(db, config, layout)
         notify("counting entities")
@@ -76,9 +80,8 @@ def ingest(
     return Graph.open(out)
 
 
-def load(db: duckdb.DuckDBPyConnection, config: IngestConfig, folder: Path) -> Layout:
-    """Fill the table ``edge`` (``data/ingest_load.py``) with the checked edges of ``config``."""
-    sources = resolve_sources(config.sources, folder)
+def load(db: duckdb.DuckDBPyConnection, config: IngestConfig, sources: Sequence[Source]) -> Layout:
+    """Fill the table ``edge`` (``data/ingest_load.py``) with the checked edges of ``sources``."""
     layout = lay_out(config, sources, config.relations or find_relations(db, sources))
     load_edges(db, layout)
     return layout

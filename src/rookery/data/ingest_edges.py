@@ -106,7 +106,9 @@ def _require_edges(db: duckdb.DuckDBPyConnection, config: IngestConfig) -> None:
     counts = dict(db.execute("SELECT split, count(*) FROM edge GROUP BY split").fetchall())
     for code, name in enumerate(SPLITS):
         if name in asked and not counts.get(code):
-            remedy = "give it a larger share or an earlier cut" if name in held_out else "hold out less"
+            remedy = "give it a larger share or an earlier cut" if name in held_out else "name files that hold edges"
+            if name == SPLITS[_TRAIN] and counts:
+                remedy = "hold out less"
             raise DataError(
                 f"{_patterns(config)}: split {name} is empty ({sum(counts.values()):,} edges in all); {remedy}"
             )

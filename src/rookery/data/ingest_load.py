@@ -96,8 +96,6 @@ def _load_source(db: duckdb.DuckDBPyConnection, source: Source, layout: Layout) 
         (count,) = db.execute(f"INSERT INTO edge SELECT {selected} FROM {source.table_sql()}").fetchall()[0]
     except duckdb.Error as error:
         raise explain_unreadable(db, source, error) from error
-    if not count:
-        raise DataError(f"{source.file}: holds no edges; take it out or fill it")
     return int(count)
 
 

@@ -62,12 +62,12 @@ class Source:
         """A DuckDB table expression of the whole file; ``options`` are appended to those of ``read_csv``."""
         file = literal(re.sub(r"([\[*?])", r"[\1]", str(self.file)))  # DuckDB would take these as a glob
         if not self.is_text:
-            return f"read_parquet({file})"
+            return f"read_parquet({file}, hive_partitioning = false)"
         quote = literal('"' if self.format == "csv" else "")
         columns = ", ".join(f"'c{number}': 'VARCHAR'" for number in range(len(self.columns)))
         return (
-            f"read_csv({file}, auto_detect = false, columns = {{{columns}}}, header = {self.header}, "
-            f"delim = {literal(self.delimiter)}, quote = {quote}, escape = {quote}{options})"
+            f"read_csv({file}, auto_detect = false, hive_partitioning = false, columns = {{{columns}}}, "
+            f"header = {self.header}, delim = {literal(self.delimiter)}, quote = {quote}, escape = {quote}{options})"
         )
 
 
@@ -136,6 +136,7 @@ def _open_parquet(config: SourceConfig, file: Path) -> Source:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a Parquet file that can be read; write it again or give its format") from error
     columns = tuple(schema.names)
+    _require_distinct(file, columns)
     types = tuple(field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema)
     roles = _FileColumns(file, columns, named=True, positional=False).assign(config)
     source = Source(file, config.split, config.relation, "parquet", "", True, columns, types, roles)
@@ -275,6 +276,15 @@ def _require_types(source: Source) -> None:
             raise DataError(f"{source.file}: {source.column_name(role)} ({role}) is {found}; write it as {wanted}")
 
 
+def _require_distinct(file: Path, columns: Sequence[str]) -> None:
+    """DuckDB knows no difference between ``ID`` and ``id``."""
+    seen: dict[str, str] = {}
+    for name in columns:
+        if name.lower() in seen:
+            raise DataError(f"{file}: columns {seen[name.lower()]!r} and {name!r} differ by case alone; rename one")
+        seen[name.lower()] = name
+
+
 def _is_id(found: pa.DataType) -> bool:
     return bool(pa.types.is_integer(found) or pa.types.is_string(found))
 
@@ -284,7 +294,9 @@ def _is_number(found: pa.DataType) -> bool:
 
 
 def _is_time(found: pa.DataType) -> bool:
-    return bool(_is_number(found) or pa.types.is_temporal(found) or pa.types.is_string(found))
+    return bool(
+        _is_number(found) or pa.types.is_timestamp(found) or pa.types.is_date(found) or pa.types.is_string(found)
+    )
 
 
 def shorten(text: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import json
 import random
@@ -19,6 +20,7 @@ from rookery.errors import ConfigError, DataError, RookeryError, UserError
 
 EDGES = [("a", "likes", "b"), ("c", "likes", "b"), ("a", "hates", "c"), ("b", "likes", "a"), ("d", "hates", "b")]
 
+NOON = dt.time(12)
 USERS_AND_POSTS = [
     {"name": "follow", "lhs": "user", "rhs": "user"},
     {"name": "like", "lhs": "user", "rhs": "post"},
@@ -172,6 +174,15 @@ class TestFormats:
         assert edges_of(run(tmp_path / "of_folder", sources=folder)) == expected
         assert edges_of(run(tmp_path / "of_glob", sources=str(tmp_path / "edges*" / "?.tsv"))) == expected
 
+    def test_empty_parts_are_passed_over_and_folders_are_no_columns(self, tmp_path):
+        part = tmp_path / "relation=2020"
+        part.mkdir()
+        schema = pa.schema([("lhs", pa.string()), ("rhs", pa.string())])
+        pq.write_table(schema.empty_table(), part / "0.parquet")
+        pq.write_table(pa.table({"lhs": ["a"], "rhs": ["b"]}), part / "1.parquet")
+        (part / "2.tsv").write_text("lhs\trhs\n")
+        assert edges_of(run(tmp_path / "graph", sources=part)) == [("a", "edge", "b")]
+
     def test_dictionary_and_large_strings_of_parquet(self, tmp_path):
         columns = {
             "lhs": pa.array(["a", "b"]).dictionary_encode(),
@@ -263,7 +274,7 @@ BAD_TEXT = [
     bad("a x b\n", r"line 1 has 1 column with the delimiter '\\t': 'a x b'; pass the right --delimiter", "delimiter"),
     bad("a\tb\tc\td\n", r"has 4 columns, .*--lhs-column and --rhs-column", "unclear_columns"),
     bad("", r"is empty", "empty_file"),
-    bad("lhs\trelation\trhs\n", r"holds no edges", "header_alone"),
+    bad("lhs\trelation\trhs\n", r"split train is empty \(0 edges in all\); name files that hold", "header_alone"),
     bad("a\tx\tb\n\tx\td\n", r"line 2, column 1 \(lhs\): is empty", "empty_lhs"),
     bad("a\tx\tb\n\nc\tx\t\n", r"line 3, column 3 \(rhs\): is empty", "empty_rhs_after_blank_line"),
     bad("a\tx\tb\na\t\td\n", r"line 2, column 2 \(relation\): is empty; give every edge a relation", "empty_relation"),
@@ -346,7 +357,7 @@ class TestBadInput:
         with pytest.raises(DataError, match=message) as raised:
             run(tmp_path / "out" / "graph", sources=[source], **rest)
         assert str(raised.value).startswith(str(file))
-        assert list((tmp_path / "out").iterdir()) == []
+        assert list((tmp_path / "out").glob("*")) == []
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -401,11 +412,17 @@ class TestBadInput:
             ({"lhs": ["a"], "rhs": ["b"], "relation": [1]}, r"column 'relation' \(relation\) is int64; .*strings"),
             ({"lhs": ["a"], "rhs": ["b"], "weight": ["c"]}, r"column 'weight' \(weight\) is string; .*numbers"),
             ({"lhs": ["a"], "rhs": ["b"], "time": [[1]]}, r"column 'time' \(time\) is list.*timestamps"),
+            ({"lhs": ["a"], "rhs": ["b"], "time": [NOON]}, r"column 'time' \(time\) is time64.*timestamps"),
         ],
     )
     def test_parquet_columns_of_the_wrong_type(self, columns, message, tmp_path):
         pq.write_table(pa.table(columns), tmp_path / "e.parquet")
         with pytest.raises(DataError, match=message):
+            run(tmp_path / "graph", sources=tmp_path / "e.parquet")
+
+    def test_parquet_columns_that_differ_by_case_alone(self, tmp_path):
+        pq.write_table(pa.table({"LHS": ["a"], "lhs": ["b"], "rhs": ["c"]}), tmp_path / "e.parquet")
+        with pytest.raises(DataError, match=r"columns 'LHS' and 'lhs' differ by case alone"):
             run(tmp_path / "graph", sources=tmp_path / "e.parquet")
 
     def test_files_that_are_not_there(self, tsv, tmp_path):
@@ -487,6 +504,13 @@ class TestOutput:
             run(tmp_path / "precious", sources=tsv, overwrite=True)
         with pytest.raises(DataError, match=r"edges.tsv: exists"):
             run(tsv, sources=tsv)
+
+    def test_a_graph_does_not_swallow_its_own_input(self, tmp_path):
+        graph = run(tmp_path / "graph", sources=write_lines(tmp_path / "e.tsv", EDGES))
+        inside = write_lines(graph.path / "e.tsv", EDGES)
+        with pytest.raises(DataError, match=r"e.tsv: lies in the graph that is to be written"):
+            run(graph.path, sources=inside, overwrite=True)
+        assert inside.exists()
 
     def test_an_empty_folder_is_free(self, tsv, tmp_path):
         (tmp_path / "graph").mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 from rookery.data.adapters.edge_lists import MAPPING, Prepared, find_raw, finish, write_query
 from rookery.data.ingest import Resources, load, open_database
 from rookery.data.ingest_config import SPLITS, IngestConfig, SourceConfig
+from rookery.data.ingest_sources import resolve_sources
 from rookery.data.staging import staged
 
 DOWNLOAD = "https://www.microsoft.com/en-us/download/details.aspx?id=52312"
@@ -33,7 +34,7 @@ def prepare(src: Path, out: Path, *, overwrite: bool = False) -> Prepared:
         staged(out, overwrite=overwrite, marker=MAPPING) as staging,
         open_database(staging.scratch, Resources()) as db,
     ):
-        load(db, config, Path())
+        load(db, config, resolve_sources(config.sources, Path()))
         for code, split in enumerate(SPLITS):
             relation = "enum_range(NULL::relation_name)[rel + 1]::VARCHAR AS relation"
             query = f"SELECT lhs, {relation}, rhs FROM edge WHERE split = {code} ORDER BY rowid"  # noqa: S608

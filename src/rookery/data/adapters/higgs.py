@@ -12,6 +12,7 @@ from pathlib import Path
 from rookery.data.adapters.edge_lists import MAPPING, Prepared, find_raw, finish, write_query
 from rookery.data.ingest import Resources, load, open_database
 from rookery.data.ingest_config import ColumnsConfig, EntityTypeConfig, IngestConfig, RelationSpec, SourceConfig
+from rookery.data.ingest_sources import resolve_sources
 from rookery.data.staging import staged
 
 DOWNLOAD = "https://snap.stanford.edu/data/higgs-twitter.html"
@@ -39,11 +40,12 @@ split:
 
 def prepare(src: Path, out: Path, *, overwrite: bool = False) -> Prepared:
     """Turn the raw file in ``src``, lines ``userA userB seconds RT|MT|RE``, into ``out``. Raises ``DataError``."""
+    config = _raw_config(find_raw(src, _FILE, DOWNLOAD))
     with (
         staged(out, overwrite=overwrite, marker=MAPPING) as staging,
         open_database(staging.scratch, Resources()) as db,
     ):
-        load(db, _raw_config(find_raw(src, _FILE, DOWNLOAD)), Path())
+        load(db, config, resolve_sources(config.sources, Path()))
         for rel, name in enumerate(_RELATIONS.values()):
             query = f"SELECT lhs, rhs, time::BIGINT AS time FROM edge WHERE rel = {rel} ORDER BY rowid"  # noqa: S608
             write_query(db, query, staging.folder / f"{name}.parquet")
