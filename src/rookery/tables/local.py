@@ -101,7 +101,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, table: _LocalTable, ids: Tensor) -> Tensor:
         ctx.table, ctx.ids = table, ids
-        return table.weight.index_select(0, ids)
+        return table.weight.index_select(0, ids).float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:

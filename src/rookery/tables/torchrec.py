@@ -74,11 +74,11 @@ class TorchrecTables:
     def __init__(self, specs: Sequence[TableSpec], *, seed: int) -> None:
         refuse_torchrec(specs)
         self.specs: Sequence[TableSpec] = tuple(specs)
-        self._dtypes = {spec.name: spec.dtype for spec in specs}
         # fbgemm draws weights, overwritten below, from the global random stream: it must not move.
         with _quiet(), torch.random.fork_rng(devices=[]):
             self._sharded = _shard(specs)
-            collections = dict(zip(self._dtypes, self._sharded.module.collections, strict=True))
+            names = [spec.name for spec in specs]
+            collections = dict(zip(names, self._sharded.module.collections, strict=True))
             self._weights = {name: _local(module.state_dict()[_WEIGHT]) for name, module in collections.items()}
             self._optimizers = {name: module.fused_optimizer for name, module in collections.items()}
             self._state = _optimizer_state(self._optimizers)
@@ -90,7 +90,7 @@ class TorchrecTables:
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows = self._sharded({name: _bags_of_one(row_numbers) for name, row_numbers in ids.items()})
-        return {name: values.to(self._dtypes[name]) for name, values in rows.items()}
+        return {name: values.float() for name, values in rows.items()}
 
     def rows(self, table: str) -> Tensor:
         return self._weights[table]
