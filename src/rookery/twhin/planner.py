@@ -132,8 +132,10 @@ class BatchPlanner:
         for part in self._parts(columns):
             if self._groups_queries(part):
                 groups += [self._query_group(part, side, num_edges, lookups) for side in self._sides_of(part)]
+            elif PREDICTS in part:
+                groups += [self._group(_predicting(part, side), (side,), lookups) for side in self._sides_of(part)]
             else:
-                groups.append(self._group(part, lookups))
+                groups.append(self._group(part, self._negatives.sides, lookups))
         return TrainBatch(lookups.ids(), tuple(groups), num_edges)
 
     def _parts(self, columns: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -143,13 +145,13 @@ class BatchPlanner:
         chosen = [torch.nonzero(kind == number).squeeze(1) for number in range(len(self._kinds))]
         return [{name: column[rows] for name, column in columns.items()} for rows in chosen if rows.shape[0]]
 
-    def _group(self, columns: Mapping[str, Tensor], lookups: _Lookups) -> Group:
+    def _group(self, columns: Mapping[str, Tensor], sides: Sequence[Side], lookups: _Lookups) -> Group:
         plan = self._relations[int(columns["rel"][0])]
         edges = self._edges(columns, plan.one_relation)
         has_one_relation = plan.one_relation or len(self._relations) == 1
         lhs_start = lookups.add(plan.lhs_table, edges.lhs)
         rhs_start = lookups.add(plan.rhs_table, edges.rhs)
-        candidates = {side: self._candidates(plan.table(side), side, edges, lookups) for side in self._negatives.sides}
+        candidates = {side: self._candidates(plan.table(side), side, edges, lookups) for side in sides}
         return Group(
             lhs_table=plan.lhs_table,
             rhs_table=plan.rhs_table,
@@ -178,8 +180,7 @@ class BatchPlanner:
     ) -> QueryGroup:
         share = 1.0 / num_edges
         if PREDICTS in columns:
-            rows = torch.nonzero(columns[PREDICTS] == CODE_OF_SIDE[predicts]).squeeze(1)
-            columns = {name: column[rows] for name, column in columns.items()}
+            columns = _predicting(columns, predicts)
         else:
             share /= len(self._negatives.sides)
         plan = self._relations[int(columns["rel"][0])]
@@ -257,6 +258,12 @@ class BatchPlanner:
             return own
         known = self._known.pairs(side, edges.rel, edges.rows(side.other))
         return torch.cat([own[0], known[0]]), torch.cat([own[1], known[1]])
+
+
+def _predicting(columns: Mapping[str, Tensor], side: Side) -> dict[str, Tensor]:
+    """The edges of a batch with a column ``PREDICTS`` that predict ``side``."""
+    rows = torch.nonzero(columns[PREDICTS] == CODE_OF_SIDE[side]).squeeze(1)
+    return {name: column[rows] for name, column in columns.items()}
 
 
 def _chunks(rel: Tensor, chunk_size: int, one_relation: bool) -> tuple[tuple[int, int], ...]:

@@ -359,11 +359,11 @@ class _QueryChunk:
     def run(self) -> None:
         comparator, settings = self.total.comparator, self.total.settings
         form = self.total.form(self.group.operator, self.group.predicts)
-        raw_query = _TO_QUERY[form](self.operator, self.anchor, self.p)
+        raw_query, bias = _TO_QUERY[form](self.operator, self.anchor, self.p)
         query = comparator.prepare(raw_query)
         factor = query.bfloat16() if self.total.half else query
         scores = comparator.pairwise(factor, self.candidates.factor)  # [queries, candidates]
-        grad_scores = self._loss(scores)
+        grad_scores = self._loss(scores, bias)
         grad_query = self.candidates.backward(grad_scores, scores, factor)
         grad_query = comparator.prepare_backward(grad_query, raw_query, query)
         grad, grad_p = _FROM_QUERY[form](self.operator, grad_query, self.anchor, self.p)
@@ -373,11 +373,11 @@ class _QueryChunk:
             grads_p.append(self._regularize(out))
         self.total.add_parameters(self.key, self.relation, grads_p)
 
-    def _loss(self, scores: Tensor) -> Tensor:
+    def _loss(self, scores: Tensor, bias: Tensor | None) -> Tensor:
         """Report the loss; derivatives ``[queries, candidates]``, in place of the scores where nobody reads them again.
 
-        Queries weigh as much as the edges that they answer; the bias of an adjoint query is the same for all candidates
-        and drops out.
+        Queries weigh as much as the edges that they answer; the ``bias [queries]`` of an adjoint query is the same for
+        all candidates and drops out of all but the score of the positives.
         """
         total = self.total
         loss = total.settings.loss
@@ -391,7 +391,8 @@ class _QueryChunk:
         mass = logits.new_zeros(len(logits)).index_add_(0, self.query_of_edge, weight)
         partition = torch.logsumexp(logits, 1)
         total.add_losses((partition[self.query_of_edge] - own) * weight)
-        total.add_positives(own * (loss.temperature * share))
+        positive = own * loss.temperature
+        total.add_positives((positive if bias is None else positive + bias[self.query_of_edge]) * share)
         grad = logits.sub_((partition - mass.log()).unsqueeze(1)).exp_()
         grad.index_put_((self.query_of_edge, self.target), -weight, accumulate=True)
         return grad if loss.temperature == 1.0 else grad.div_(loss.temperature)
@@ -421,11 +422,11 @@ class _Penalty:
         return grad.mul_(share)
 
 
-# How a query is made of its anchor, and the gradients (anchor, parameters) of that, by form.
-_TO_QUERY: dict[str, Callable[[Operator, Tensor, Tensor], Tensor]] = {
-    "apply": lambda operator, x, p: operator.apply(x, p),
-    "adjoint": lambda operator, x, p: operator.adjoint(x, p)[0],
-    "inverse": lambda operator, x, p: operator.inverse(x, p),
+# How a query and its bias are made of the anchor, and the gradients (anchor, parameters) of that, by form.
+_TO_QUERY: dict[str, Callable[[Operator, Tensor, Tensor], tuple[Tensor, Tensor | None]]] = {
+    "apply": lambda operator, x, p: (operator.apply(x, p), None),
+    "adjoint": lambda operator, x, p: operator.adjoint(x, p),
+    "inverse": lambda operator, x, p: (operator.inverse(x, p), None),
 }
 _FROM_QUERY: dict[str, Callable[[Operator, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "apply": lambda operator, grad, x, p: operator.backward(grad, x, p),
