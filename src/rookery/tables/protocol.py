@@ -49,8 +49,8 @@ class TableBackend(Protocol):
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows ``[len(ids), embedding_dim]`` of each named table. Ids are int64, repeats allowed.
 
-        Float32 whatever the dtype of the table: autograd gives a gradient the dtype of its rows, and one of 3e-8 (a mean
-        over 20,000 edges of rows of 1e-3) would be 0 in fp16.
+        Float32 whatever the dtype of the table: autograd gives a gradient the dtype of its rows, and one of 3e-8 (a
+        mean over 20,000 edges of rows of 1e-3) would be 0 in fp16.
 
         The backward pass applies the optimizer once per table with the summed gradient of each distinct row.
         """

@@ -168,11 +168,11 @@ _RECIPES: dict[RecipeName, Callable[[Graph], Recipe]] = {
 
 
 def _head(graph: Graph, name: RecipeName, recipe: Recipe) -> str:
-    counts = ", ".join(f"{info.num_entities:,} {name}" for name, info in graph.entity_types.items())
+    counts = ", ".join(f"{info.num_entities:,} {_scalar(name)}" for name, info in graph.entity_types.items())
     edges = graph.num_edges("train")
     return _text(
         f"""
-        # TwHIN on {graph.path}: {edges:,} training edges, {len(graph.relations)} relations, {counts}.
+        # TwHIN on {_scalar(str(graph.path))}: {edges:,} training edges, {len(graph.relations)} relations, {counts}.
         # Recipe {name}: {recipe.reason}.
         # Any field can be replaced on the command line: --set training.train_log_every_n=10
         graph: {_scalar(str(graph.path.resolve()))}
@@ -267,6 +267,8 @@ def _text(block: str, indent: str = "") -> str:
 
 
 def _scalar(value: str) -> str:
-    """A YAML scalar on one line, quoted where it must be; ``$`` is doubled, since ``${NAME}`` would be expanded."""
+    """A YAML scalar that stands on one line, also between braces; ``$`` is doubled, since ``${NAME}`` is expanded."""
     value = value.replace("$", "$$")
-    return yaml.safe_dump(value, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+    style = '"' if value.splitlines() != [value] else None
+    listed = yaml.safe_dump([value], default_flow_style=True, default_style=style, width=10**6, allow_unicode=True)
+    return listed.strip().removeprefix("[").removesuffix("]")
