@@ -154,7 +154,7 @@ def _purity(rows: Tensor, graph: Graph, truth: Truth) -> Metric:
     nearest = scores.topk(NUM_NEIGHBORS, dim=1).indices
     community = truth.community("user")
     same = community[nearest] == community[active].unsqueeze(1)
-    chance = 1.0 / len(community.unique())
+    chance = 1.0 / len(set(community.tolist()))
     return Metric(
         f"neighbours of the same community, {NUM_NEIGHBORS} nearest", same.double().mean().item(), 1.0, chance
     )
