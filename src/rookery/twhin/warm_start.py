@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -132,10 +133,7 @@ def _pretrained_rows(table: EmbeddingTable, graph: Graph | None) -> Tensor:
 def _read_vectors(table: EmbeddingTable) -> tuple[pa.ChunkedArray, Tensor]:
     path = table.pretrained
     assert path is not None
-    try:
-        content = pq.read_table(path, columns=["id", "vector"])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as Parquet with columns id, vector ({error}); export one") from error
+    content = _read_columns(path, ["id", "vector"])
     column = content.column("vector").combine_chunks()
     width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else None
     if width != table.embedding_dim:
@@ -143,15 +141,35 @@ def _read_vectors(table: EmbeddingTable) -> tuple[pa.ChunkedArray, Tensor]:
             f"{path}: column vector is {column.type}, model.embeddings.tables.{table.name} needs lists of "
             f"{table.embedding_dim} floats; export with that dimension"
         )
+    if column.null_count:
+        row = pc.index(column.is_null(), True).as_py()
+        raise DataError(f"{path}: row {row} has no vector; leave it out or give it one")
     numbers = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return content.column("id"), torch.from_numpy(numbers).view(-1, width)
 
 
 def _rows_of_ids(table: EmbeddingTable, graph: Graph | None, ids: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Row numbers of ``ids``, -1 for those that the table does not have."""
     if table.vocab is not None:
-        vocabulary = pq.read_table(table.vocab, columns=["row", "id"])
-        index = dict(zip(vocabulary["id"].to_pylist(), vocabulary["row"].to_pylist(), strict=True))
-        return np.array([index.get(entity, -1) for entity in ids.to_pylist()], dtype=np.int64)
+        vocabulary = _read_columns(table.vocab, ["row", "id"])
+        place = pc.index_in(ids, value_set=vocabulary.column("id").cast(ids.type))
+        return np.asarray(pc.fill_null(vocabulary.column("row").cast(pa.int64()).take(place), -1).to_numpy())
     if graph is not None:
         return graph.vocabulary(table.name).rows(ids)
+    if not pa.types.is_integer(ids.type):
+        raise DataError(
+            f"{table.pretrained}: column id is {ids.type}, and without a graph or a vocab ids are row numbers; "
+            f"set graph, or model.embeddings.tables.{table.name}.vocab"
+        )
     return np.asarray(ids.to_numpy(), dtype=np.int64)
+
+
+def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: cannot be read as Parquet with columns {', '.join(columns)} ({reason}); correct the path or "
+            "write the file again"
+        ) from error
