@@ -1,7 +1,7 @@
 """What TwHIN's cost depends on: time of an epoch by edges, dimension and entities, and peak memory of a whole run.
 
-Each point is a run of `rookery twhin train` in a process of its own on generated edges (heavy-tailed ends, one relation,
-row-wise Adagrad, 100 negatives a side). ``seconds`` is the training time from metrics.jsonl without start, validation and
+Each point is a run of `rookery twhin train` in a process of its own on generated edges (heavy-tailed ends, one
+relation, row-wise Adagrad, 100 negatives a side). ``seconds`` is the training time from metrics.jsonl without start and
 checkpoint. ``beyond_tables_mb`` is the peak of the process less tables and optimizer state: at most 1,000 is promised.
 
     python benchmarks/twhin_scaling.py --json
