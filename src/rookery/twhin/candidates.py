@@ -161,6 +161,6 @@ def require_finite(candidates: CandidateList, scores: Tensor) -> None:
     if not torch.isfinite(scores.sum(1)).all():  # half the cost of looking at each
         name = candidates.scorer.relations[candidates.relation].name
         raise TrainingError(
-            f"relation '{name}': {int((~torch.isfinite(scores)).sum()):,} of {scores.numel():,} scores are not finite: the "
-            "model has diverged; train with a lower learning rate, or evaluate an earlier checkpoint"
+            f"relation '{name}': {int((~torch.isfinite(scores)).sum()):,} of {scores.numel():,} scores are not finite: "
+            "the model has diverged; train with a lower learning rate, or evaluate an earlier checkpoint"
         )

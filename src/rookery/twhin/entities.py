@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -46,11 +48,12 @@ def nearest_ids(vocabulary: Vocabulary, wanted: str) -> list[tuple[int, str]]:
     """The ids nearest by edit distance, each with its distance; popular ones first among equals. About 100 ns an
     entity.
     """
+    ids = vocabulary.table.column("id")
     with duckdb.connect() as connection:
-        connection.register("vocabulary", vocabulary.table.select(["id"]))
+        connection.register("vocabulary", pa.table({"row": np.arange(len(ids)), "id": ids}))
         near = connection.execute(
             "SELECT damerau_levenshtein(CAST(id AS VARCHAR), ?) AS distance, CAST(id AS VARCHAR) FROM vocabulary "
-            "ORDER BY distance, rowid LIMIT ?",
+            "ORDER BY distance, row LIMIT ?",
             [wanted, _SUGGESTIONS],
         )
         return [(int(distance), str(name)) for distance, name in near.fetchall()]

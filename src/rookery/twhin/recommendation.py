@@ -92,7 +92,7 @@ class _Top:
         # Where the list ends in a tie, more may share the k-th than it holds.
         beyond = ((values[:, -1] == last) & (last > -math.inf)).nonzero().squeeze(1)
         if len(beyond):
-            # Where the k-th has risen, all earlier candidates that share the new one were above the old one: in the list.
+            # Where the k-th has risen, earlier candidates that share the new one were above the old one: in the list.
             in_list = (self._values[beyond] == last[beyond].unsqueeze(1)).sum(1)
             earlier = torch.where(last[beyond] == before[beyond], self._tied[beyond], in_list)
             own = scores[beyond.to(scores.device)] == last[beyond].to(scores.device).unsqueeze(1)
