@@ -72,7 +72,7 @@ Duplicates = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Of random splits. Default: 0.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: every core.")]
-MemoryLimit = Annotated[str | None, typer.Option(help="Before spilling to disk beside GRAPH. Default: 4GB.")]
+MemoryLimit = Annotated[str | None, typer.Option(help="Before spilling to disk beside GRAPH. Default: 6GB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace GRAPH if it is a graph.")]
 
 

@@ -1,7 +1,7 @@
 """Raw edges into an ingested graph (``docs/graph-format.md``), out of core: DuckDB spills beside the output.
 
 The work: read every file once into one table in row order; count degrees, which gives the vocabularies; join ids to
-row numbers; sort by row order; write. About 0.7 µs of one core an edge with string ids (``benchmarks/ingest.py``).
+row numbers; sort by row order; write. About 0.9 µs of one core an edge with string ids (``benchmarks/ingest.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rookery.errors import DataError, RookeryError, UserError
 ROW_GROUP_SIZE = 65_536
 """Edges a row group: what the stream shuffles and seeks by."""
 
-DEFAULT_MEMORY_LIMIT_BYTES = 4_000_000_000
+DEFAULT_MEMORY_LIMIT_BYTES = 6_000_000_000
 
 Notify = Callable[[str], None]
 
@@ -39,9 +39,9 @@ def _say_nothing(_stage: str) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What an ingest may use. ``memory_limit``: of DuckDB, such as ``4GB``; the process needs about 1 GB more."""
+    """What an ingest may use. ``memory_limit``: of DuckDB, such as ``4GB``; the process needs about 0.5 GB more."""
 
-    memory_limit: str | None = None  # by default 4 GB, or 60% of the machine's memory where that is less
+    memory_limit: str | None = None  # by default 6 GB, or half of the machine's memory where that is less
     num_threads: int | None = None  # by default every core
 
 
@@ -125,11 +125,11 @@ def open_database(spill: Path, resources: Resources) -> Iterator[duckdb.DuckDBPy
 
 def _default_memory_bytes() -> int:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(DEFAULT_MEMORY_LIMIT_BYTES, installed * 6 // 10)
+    return min(DEFAULT_MEMORY_LIMIT_BYTES, installed // 2)
 
 
 def _write_vocabularies(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> dict[str, EntityTypeInfo]:
-    """One Parquet file an entity type, and the view ``vocabulary`` (type, row, id) for the joins."""
+    """One Parquet file an entity type, and the view ``vocabulary`` (type, row, id, on_lhs, on_rhs) for the joins."""
     _count_degrees(db, layout)
     (graph / "vocab").mkdir()
     infos = {}
@@ -137,7 +137,7 @@ def _write_vocabularies(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Pa
         identifier = "id::BIGINT" if id_type == "int64" else "id"
         db.execute(f"""
             CREATE TEMP TABLE vocabulary_{code} AS
-            SELECT {identifier} AS entity, lhs_degree, rhs_degree FROM degree WHERE type = {code}
+            SELECT {identifier} AS entity, lhs_degree, rhs_degree, on_lhs, on_rhs FROM degree WHERE type = {code}
             ORDER BY lhs_degree + rhs_degree DESC, {identifier}
         """)
         path = f"vocab/{name}.parquet"
@@ -145,8 +145,9 @@ def _write_vocabularies(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Pa
         num_entities = _copy(db, query, graph / path)
         infos[name] = EntityTypeInfo(num_entities=num_entities, vocab=path, id_type=id_type)
     db.execute("DROP TABLE degree")
+    id_sql = layout.id_sql
     union = " UNION ALL ".join(
-        f"SELECT {code}::USMALLINT AS type, rowid AS row, entity::{layout.id_sql} AS id FROM vocabulary_{code}"
+        f"SELECT {code}::USMALLINT AS type, rowid AS row, entity::{id_sql} AS id, on_lhs, on_rhs FROM vocabulary_{code}"
         for code in range(len(infos))
     )
     db.execute(f"CREATE TEMP VIEW vocabulary AS {union}")
@@ -154,21 +155,23 @@ def _write_vocabularies(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Pa
 
 
 def _count_degrees(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
-    """The table ``degree`` (type, id, lhs_degree, rhs_degree): every entity, its train edges on either side."""
+    """The table ``degree``: every entity, its train edges on either side, and whether any split has it on a side."""
     parts = [
         f"SELECT {side}_type AS type, {side} AS id, {counts} FROM edge JOIN relation USING (rel) GROUP BY ALL"
         for side, counts in (
-            ("lhs", "count(*) FILTER (split = 0) AS lhs_degree, 0 AS rhs_degree"),
-            ("rhs", "0 AS lhs_degree, count(*) FILTER (split = 0) AS rhs_degree"),
+            ("lhs", "count(*) FILTER (split = 0) AS lhs_degree, 0 AS rhs_degree, true AS on_lhs, false AS on_rhs"),
+            ("rhs", "0 AS lhs_degree, count(*) FILTER (split = 0) AS rhs_degree, false AS on_lhs, true AS on_rhs"),
         )
     ]
     parts += [
-        f"SELECT {layout.entity_types.index(name)}::USMALLINT, range::{layout.id_sql}, 0, 0 FROM range({num_entities})"
+        f"SELECT {layout.entity_types.index(name)}::USMALLINT, range::{layout.id_sql}, 0, 0, false, false "
+        f"FROM range({num_entities})"
         for name, num_entities in layout.num_entities.items()
     ]
     db.execute(f"""
         CREATE TEMP TABLE degree AS
-        SELECT type, id, sum(lhs_degree)::BIGINT AS lhs_degree, sum(rhs_degree)::BIGINT AS rhs_degree
+        SELECT type, id, sum(lhs_degree)::BIGINT AS lhs_degree, sum(rhs_degree)::BIGINT AS rhs_degree,
+            bool_or(on_lhs) AS on_lhs, bool_or(on_rhs) AS on_rhs
         FROM ({" UNION ALL ".join(parts)}) GROUP BY type, id
     """)
 
@@ -180,11 +183,12 @@ def _write_edges(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> 
     for code, name in enumerate(SPLITS):
         if code not in present:
             continue
+        # Entities of the other side stay out of the hash tables: half the memory where users meet items.
         query = f"""
             SELECT l.row AS lhs, edge.rel::BIGINT AS rel, r.row AS rhs{weight}
             FROM edge JOIN relation USING (rel)
-            JOIN vocabulary l ON l.type = lhs_type AND l.id = edge.lhs
-            JOIN vocabulary r ON r.type = rhs_type AND r.id = edge.rhs
+            JOIN vocabulary l ON l.on_lhs AND l.type = lhs_type AND l.id = edge.lhs
+            JOIN vocabulary r ON r.on_rhs AND r.type = rhs_type AND r.id = edge.rhs
             WHERE edge.split = {code} ORDER BY edge.rowid
         """
         folder = graph / "edges" / name
