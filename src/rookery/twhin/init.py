@@ -98,7 +98,7 @@ def _complex(graph: Graph) -> Recipe:
         chunk_size=250,
         global_negatives=_all_or(graph, 2000),
         negative_sides="[lhs, rhs]",
-        num_epochs=20,
+        num_epochs=12,
         metrics="[link_prediction]",
         best_metric="mrr",
         relations_start_random=True,
