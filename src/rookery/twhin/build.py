@@ -23,6 +23,7 @@ from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries
+from rookery.twhin.edge_files import check_edge_files
 from rookery.twhin.evaluation import Evaluator, read_edges
 from rookery.twhin.known import KnownEdges
 from rookery.twhin.model import TwhinModel
@@ -110,6 +111,7 @@ def train_files(config: TwhinConfig, graph: Graph | None) -> list[Path]:
     files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
     if not files:
         raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
+    check_edge_files(files, config.model)
     return files
 
 

@@ -127,6 +127,7 @@ class BatchPlanner:
         """The batch that ``step`` (counting micro-batches from 0) trains on."""
         self._generator.manual_seed((self._seed + (step + 1) * _STEP_STRIDE) % 2**63)
         lookups = _Lookups()
+        columns = {name: column if name == "weight" else column.long() for name, column in columns.items()}
         num_edges = columns["lhs"].shape[0]
         groups: list[Group | QueryGroup] = []
         for part in self._parts(columns):
