@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,8 @@ def _train(
     from rookery.twhin.config import TwhinConfig
     from rookery.twhin.train import train_twhin
 
-    replaced = [*(overrides or ()), *([f"training.save_dir={save_dir}"] if save_dir else [])]
+    quoted = json.dumps(str(save_dir))  # a folder named 2024 is no number
+    replaced = [*(overrides or ()), *([f"training.save_dir={quoted}"] if save_dir else [])]
     loaded = load_config(TwhinConfig, config, replaced)
     result = train_twhin(loaded, debug=debug_loop)
     report = {"save_dir": loaded.training.save_dir, **vars(result)}
