@@ -150,11 +150,15 @@ class TrainData(StrictModel):
     """Rows that are shuffled together."""
 
     @model_validator(mode="after")
-    def _has_negatives(self) -> TrainData:
+    def _fields_fit(self) -> TrainData:
         if self.global_negatives == 0 and self.in_batch_negatives == 0:
             raise ValueError("global_negatives and in_batch_negatives are both 0; training needs negatives")
         if self.global_negatives == "all" and self.in_batch_negatives:
             raise ValueError("global_negatives=all already has every entity; set in_batch_negatives to 0")
+        if len(set(self.negative_sides)) < len(self.negative_sides):
+            raise ValueError("negative_sides names a side twice; name each once")
+        if self.order == "queries" and not self.shuffle:
+            raise ValueError("order=queries shuffles the queries in any case; leave out shuffle, or set order to edges")
         return self
 
 

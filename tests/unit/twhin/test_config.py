@@ -87,6 +87,19 @@ REFUSALS = [
         ["train_data.global_negatives=all"],
         "train_data: global_negatives=all already has every entity; set in_batch_negatives to 0",
     ),
+    (["train_data.negative_sides=[rhs, rhs]"], "train_data: negative_sides names a side twice; name each once"),
+    (
+        ["train_data.order=queries"],
+        "train_data.order=queries: pays for a softmax over all entities alone; set model.loss to softmax",
+    ),
+    (
+        ["train_data.order=queries", "train_data.shuffle=false"],
+        "train_data: order=queries shuffles the queries in any case; leave out shuffle, or set order to edges",
+    ),
+    (
+        ["train_data.global_negatives=all", "train_data.in_batch_negatives=0", "model.regularizer={negatives: true}"],
+        "model.regularizer.negatives=true: with global_negatives=all nothing is drawn; set it to false",
+    ),
     (
         ["training.validate_every_n=5"],
         "training.validate_every_n: there is no validation_data to validate on; add it or drop validate_every_n",
@@ -136,6 +149,12 @@ FITS = [
     ["graph=null", "train_data.data_root=x"],
     ["graph=null", "train_data.data_root=x", "model.loss={softmax: {log_q: true}}", "train_data.in_batch_negatives=0"],
     ["train_data.global_negatives=all", "train_data.in_batch_negatives=0"],
+    [
+        "train_data.global_negatives=all",
+        "train_data.in_batch_negatives=0",
+        "model.loss={softmax: {}}",
+        "train_data.order=queries",
+    ],
     ["train_data.global_negatives=0"],
     ["train_data.in_batch_negatives=0"],
     ["model.relations.0.operator=complex_diagonal", "model.relation_init_scale=0"],
