@@ -37,7 +37,7 @@ class Evaluation:
     recommendation: Recommendation | None
 
     def metrics(self) -> dict[str, float]:
-        """All overall numbers by name: ``mrr``, ``hits@10``, ``rhs/mrr``, ``raw_mrr``, ``recall@20``, ``ndcg@20``;
+        """All overall numbers by name: ``mrr``, ``hits@10``, ``mean_rank``, ``rhs/mrr``, ``recall@20``, ``ndcg@20``;
         what ``keep_best`` may name.
         """
         parts = (self.link_prediction, self.recommendation)

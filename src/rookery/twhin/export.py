@@ -1,8 +1,8 @@
 """A run's vectors as plain files that need neither the run nor Rookery to be read.
 
-EXPORT/manifest.json            comparator, operators, sides, dimension, source step, and the sum of each file
-EXPORT/entities/<type>.parquet  id (string or int64), vector (fixed-size list of float32)
-EXPORT/relations.parquet        relation, operator, direction, parameters (list of float32)
+EXPORT/manifest.json                comparator, operators, sides, dimension, source step, and the sum of each file
+EXPORT/entities/<type>.parquet      id (string or int64), vector (fixed-size list of float32)
+EXPORT/relation_parameters.parquet  relation, operator, direction, parameters (list of float32)
 
 ``docs/retrieval.md`` says how a score is made of them.
 """
@@ -31,7 +31,7 @@ from rookery.twhin.score import parameter_key
 from rookery.types import Side
 
 MANIFEST = "manifest.json"
-_RELATIONS = "relations.parquet"
+_RELATIONS = "relation_parameters.parquet"  # no other kind of folder has a file of this name
 _CHUNK_ROWS = 65_536  # rows in memory beside the table, and in a row group
 
 V = TypeVar("V")
@@ -92,7 +92,7 @@ def write_export(
 
     Raises ``DataError`` if ``out`` exists and is not to be replaced.
     """
-    with staged(out, overwrite=overwrite, marker=MANIFEST) as staging:
+    with staged(out, overwrite=overwrite, marker=_RELATIONS) as staging:
         (staging.folder / "entities").mkdir()
         for name, rows in embeddings.rows.items():
             _write_entities(staging.folder / _entity_file(name), vocabularies[name], rows)
@@ -123,6 +123,11 @@ class Export:
             field = ".".join(str(part) for part in first["loc"]) or "the file"
             remedy = "not an export of format 1: export the run again"
             raise DataError(f"{file}: {field}: {first['msg']}; {remedy}") from error
+
+    @staticmethod
+    def lies_at(path: Path) -> bool:
+        """Whether a folder holds an export, damaged or not."""
+        return (path / _RELATIONS).is_file()
 
     def vectors(self, entity_type: str) -> Tensor:
         """All vectors ``[num_entities, dim]`` of a type, float32."""

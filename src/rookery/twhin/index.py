@@ -147,7 +147,7 @@ def build_index(
     parameters = _resolve(config, metric, *rows.shape)
     index = RowIndex(metric, _build(config, parameters, metric, rows))
     kind = next(name for name, model in KINDS.items() if isinstance(config, model))
-    with staged(out, overwrite=overwrite, marker=MANIFEST) as staging:
+    with staged(out, overwrite=overwrite, marker=_INDEX) as staging:
         faiss.write_index(index.faiss_index, str(staging.folder / _INDEX))
         pq.write_table(source.vocabularies[entity_type].table.select(["id"]), staging.folder / _IDS)
         manifest = IndexManifest(

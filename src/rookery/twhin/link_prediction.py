@@ -42,17 +42,13 @@ class LinkPrediction:
     raw: Sums
 
     def metrics(self) -> dict[str, float]:
-        """``mrr``, ``hits@<k>``, ``mean_rank``, ``auc``, filtered; the same by side (``rhs/mrr``); the same raw
-        (``raw_mrr``).
+        """``mrr``, ``hits@<k>``, ``mean_rank``, ``auc``, and ``rhs/mrr``, ``lhs/mrr``: filtered ranks.
+
+        Without filtered ranks each name begins with ``raw_``.
         """
-        raw = {f"raw_{name}": value for name, value in _total(self.raw).compute().items()}
-        if self.filtered is None:
-            return raw
-        flat = _total(self.filtered).compute()
-        for side in _sides(self.filtered):
-            own = _total(self.filtered, side).compute()
-            flat |= {f"{side.value}/{name}": value for name, value in own.items()}
-        return flat | raw
+        sums, prefix = (self.raw, "raw_") if self.filtered is None else (self.filtered, "")
+        flat = {prefix + name: value for name, value in _total(sums).compute().items()}
+        return flat | {f"{side.value}/{prefix}mrr": _total(sums, side).compute()["mrr"] for side in _sides(sums)}
 
     def report(self) -> dict[str, object]:
         """JSON: ``filtered`` and ``raw``; each overall, by side, and by relation and side."""

@@ -16,7 +16,7 @@ from rookery.data.graph import Graph, Vocabulary
 from rookery.errors import DataError, UserError
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.embeddings import Embeddings
-from rookery.twhin.export import MANIFEST, Export, ExportManifest, LazyMapping, write_export
+from rookery.twhin.export import Export, ExportManifest, LazyMapping, write_export
 from rookery.twhin.train import LoadedRun, load_run
 
 CheckpointName = Literal["auto", "latest", "best"] | int
@@ -63,7 +63,7 @@ def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Path | N
     Raises ``RunNotFound`` or ``DataError`` for a folder that is neither.
     """
     edges = None if graph is None else Graph.open(graph)
-    if (path / MANIFEST).exists():
+    if Export.lies_at(path):
         export = Export.open(path)
         vocabularies = LazyMapping(tuple(export.manifest.entity_types), export.vocabulary)
         return Source(path, export.manifest.step, export.embeddings(), vocabularies, edges)

@@ -63,7 +63,7 @@ def test_files_are_what_the_page_says_they_are(graph: Graph, tmp_path: Path) -> 
     tables = {name: pq.read_table(tmp_path / "out" / "entities" / f"{name}.parquet") for name in ("user", "item")}
     assert tables["user"].schema.field("vector").type == pa.list_(pa.float32(), DIM)
     vectors = {name: dict(zip(*table.to_pydict().values(), strict=True)) for name, table in tables.items()}
-    relations = pq.read_table(tmp_path / "out" / "relations.parquet").to_pylist()
+    relations = pq.read_table(tmp_path / "out" / "relation_parameters.parquet").to_pylist()
     assert [(row["relation"], row["operator"], row["direction"]) for row in relations] == [
         (name, "complex_diagonal", direction) for name in ("likes", "follows") for direction in ("reverse", "forward")
     ]
@@ -128,6 +128,13 @@ def test_an_earlier_export_is_replaced_only_when_asked(graph: Graph, tmp_path: P
         written(embeddings, graph, tmp_path / "out")
     moved = dataclasses.replace(embeddings, comparator="l1")
     assert written(moved, graph, tmp_path / "out", overwrite=True).manifest.comparator == "l1"
+
+
+def test_a_folder_of_another_kind_is_never_replaced(graph: Graph, tmp_path: Path) -> None:
+    """A graph has a manifest too."""
+    with pytest.raises(DataError, match="--overwrite does not touch it"):
+        written(random_embeddings(), graph, graph.path, overwrite=True)
+    assert Graph.open(graph.path) == graph
 
 
 def test_a_failed_export_leaves_nothing(graph: Graph, tmp_path: Path) -> None:

@@ -323,6 +323,12 @@ def test_what_product_quantization_cannot_do_is_refused(
         build_index(source, "itme", ExactConfig(), tmp_path / "index")
 
 
+def test_a_folder_of_another_kind_is_never_replaced(graph: Graph) -> None:
+    with pytest.raises(DataError, match="--overwrite does not touch it"):
+        build_index(source_of(random_embeddings()), "item", ExactConfig(), graph.path, overwrite=True)
+    assert Graph.open(graph.path) == graph
+
+
 def test_few_rows_cannot_be_quantized(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 rows cannot train 256 codes; use --kind exact or hnsw"):
         build_index(source_of(random_embeddings()), "item", IvfPqConfig(), tmp_path / "index")
