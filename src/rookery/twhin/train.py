@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from rookery.checkpoint.checkpointer import best_step, load_checkpoint
 from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
@@ -63,7 +61,7 @@ def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "a
         checkpoint = "latest" if best_step(run) is None else "best"
     stored = load_checkpoint(run, checkpoint)
     graph = None if config.graph is None else Graph.open(config.graph)
-    with torch.no_grad():
-        model = build_model(config, choose_device(config.runtime.device))
-        model.load_tensors(stored.tensors("model"))
+    # Not without gradients: torchrec cannot be built there.
+    model = build_model(config, choose_device(config.runtime.device))
+    model.load_tensors(stored.tensors("model"))
     return LoadedRun(model.eval(), graph, config, stored.step)
