@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from rookery.cli.output import JsonFlag, emit
 from rookery.errors import UserError
@@ -68,6 +69,7 @@ def _evaluate(
 ) -> None:
     """Measure RUN by rank: MRR, Hits@k, mean rank, AUC; Recall@K and NDCG@K where the configuration asks for them."""
     from rookery.config.loader import load_config
+    from rookery.train.runtime import prepare_runtime
     from rookery.twhin.config import TwhinConfig
     from rookery.twhin.evaluation import Evaluator
     from rookery.twhin.train import load_run
@@ -75,8 +77,9 @@ def _evaluate(
     loaded = load_run(run, _checkpoint(checkpoint))
     if loaded.graph is None:
         raise UserError(f"{run}: trained on bare row numbers; set graph in its config.yaml to evaluate it")
-    config = load_config(TwhinConfig, run / "config.yaml", overrides or ()).evaluation
-    evaluator = Evaluator.from_graph(loaded.graph, split, config)
+    config = load_config(TwhinConfig, run / "config.yaml", overrides or ())
+    prepare_runtime(config.runtime)
+    evaluator = Evaluator.from_graph(loaded.graph, split, config.evaluation)
     start = time.perf_counter()
     evaluation = evaluator.evaluate(loaded.model.embeddings())
     elapsed = {"elapsed_s": round(time.perf_counter() - start, 3)}
@@ -239,19 +242,21 @@ def _metric_table(title: str, rows: Mapping[str, Any], relations: Mapping[str, A
     return table
 
 
-def _neighbor_table(found: Neighbors, ids: Sequence[str], relation: str | None) -> Table:
+def _neighbor_table(found: Neighbors, ids: Sequence[str], relation: str | None) -> Group:
     what = f"{found.entity_type} alike" if relation is None else f"{found.entity_type} by {relation}"
-    table = Table("", found.entity_type, found.metric, title=f"{', '.join(ids)}: {what}", title_justify="left")
+    table = Table("", found.entity_type, found.metric)
     several = len(found.weights) > 1
     if several:
         table.add_column("query")
     for place, neighbor in enumerate(found.neighbors, start=1):
         origin = [f"{neighbor.query + 1} ({found.weights[neighbor.query]:.0%})"] if several else []
         table.add_row(str(place), str(neighbor.id), _number(neighbor.score), *origin)
-    return table
+    return Group(Text(f"{', '.join(ids)}: {what}"), table)
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
