@@ -26,6 +26,7 @@ _KNOWLEDGE_RELATIONS = 10
 _LOGS_PER_RUN = 100
 _VALIDATIONS_PER_RUN = 5
 _WARM_UP_SHARE = 0.02
+_SCORES_PER_VALIDATION = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -197,14 +198,29 @@ def _training(graph: Graph, recipe: Recipe, num_steps: int, save_dir: Path) -> s
         """
     if "valid" not in graph.splits:
         return _text(lines) + "  # No split 'valid': nothing is measured during the run, the last checkpoint counts.\n"
-    return _text(lines) + _text(
-        f"""
+    return (
+        _text(lines)
+        + _validation_size(graph, recipe)
+        + _text(
+            f"""
           # The best checkpoint on the validation split is kept: evaluate, export and neighbors load it.
           validate_every_n: {cadence}
           keep_best: {{metric: {_scalar(recipe.best_metric)}, mode: max}}
         """,
-        indent="  ",
+            indent="  ",
+        )
     )
+
+
+def _validation_size(graph: Graph, recipe: Recipe) -> str:
+    """Cut validations in the middle of the run where ranking the whole split would take minutes."""
+    num_entities = max(info.num_entities for info in graph.entity_types.values())
+    num_edges = _SCORES_PER_VALIDATION // (2 * num_entities)
+    if num_edges >= graph.num_edges("valid"):
+        return ""
+    num_batches = max(1, num_edges // recipe.batch_size)
+    shown = min(num_batches * recipe.batch_size, graph.num_edges("valid"))
+    return f"  num_eval_steps: {num_batches}     # batches of a validation: {shown:,} edges; -1 for the whole split\n"
 
 
 def _model(graph: Graph, recipe: Recipe, num_steps: int) -> str:
