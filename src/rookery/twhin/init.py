@@ -26,6 +26,8 @@ _KNOWLEDGE_RELATIONS = 10
 _LOGS_PER_RUN = 100
 _VALIDATIONS_PER_RUN = 5
 _WARM_UP_SHARE = 0.02
+# Small graphs get small batches: an optimizer needs steps more than each step needs edges.
+_MIN_STEPS_PER_EPOCH = 50
 _SCORES_PER_VALIDATION = 4_000_000_000
 
 
@@ -121,7 +123,9 @@ def _transe(graph: Graph) -> Recipe:
     )
 
 
-def _factors(_: Graph) -> Recipe:
+def _factors(graph: Graph) -> Recipe:
+    batch_size = _clamp(graph.num_edges("train") // _MIN_STEPS_PER_EPOCH, 64, 1000)
+    smallest = min(entity_type.num_entities for entity_type in graph.entity_types.values())
     return Recipe(
         reason="one relation from one entity type to another: matrix factors under a sampled softmax",
         dim=64,
@@ -133,9 +137,9 @@ def _factors(_: Graph) -> Recipe:
         comparator="dot",
         loss="softmax: {temperature: 1.0}",
         regularizer="l2: 0.085, negatives: true",
-        batch_size=1000,
-        chunk_size=1000,
-        global_negatives="1000",
+        batch_size=batch_size,
+        chunk_size=batch_size,
+        global_negatives=str(_clamp(smallest // 4, 16, batch_size)),
         negative_sides="[rhs]",
         num_epochs=40,
         metrics="[recommendation]",
@@ -153,6 +157,10 @@ def _twhin(graph: Graph) -> Recipe:
         metrics="[link_prediction]",
         best_metric="mrr",
     )
+
+
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(value, high))
 
 
 def _all_or(graph: Graph, num_sampled: int) -> str:
