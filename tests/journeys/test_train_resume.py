@@ -28,6 +28,7 @@ from rookery.data.graph import Graph
 from rookery.twhin.train import load_run
 
 NUM_STEPS = 150
+TIMEOUT_S = 300
 # Every kind of state at once: moments, a schedule, accumulated batches, the best validation so far.
 RAMP = {"learning_rate": 0.1, "final_learning_rate": 0.001, "num_ramp_steps": 30, "final_num_steps": NUM_STEPS}
 SCHEDULE = {"linear_ramp_to_cosine": RAMP}
@@ -83,7 +84,7 @@ class Job:
     def finish(self, save_dir: Path) -> dict[str, Any]:
         """Run to the end; what it printed."""
         process = self.start(save_dir)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, err
         report: dict[str, Any] = json.loads(out)
         return report
@@ -113,7 +114,9 @@ def last_step(save_dir: Path) -> int:
 
 def stop_at(process: subprocess.Popen[str], save_dir: Path, step: int, number: signal.Signals) -> None:
     """Send a signal as soon as ``step`` is logged."""
+    deadline = time.monotonic() + TIMEOUT_S
     while last_step(save_dir) < step and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(number)
 
@@ -166,7 +169,7 @@ def test_kill_minus_nine_with_random_rounding_and_batches_by_query(tmp_path: Pat
 def test_a_polite_signal_saves_and_exits_0(stateful: Job, tmp_path: Path) -> None:
     process = stateful.start(tmp_path / "run")
     stop_at(process, tmp_path / "run", 40, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, err
     report = json.loads(out)
     assert report["reason"] == "interrupted"
