@@ -283,3 +283,13 @@ def test_batches_are_a_function_of_their_position(planted: Graph, tmp_path: Path
         for side in Side:
             masks = zip(ours.candidates[side].masked, theirs.candidates[side].masked, strict=True)
             assert all(torch.equal(a, b) for mine, yours in masks for a, b in zip(mine, yours, strict=True))
+
+
+def test_each_step_of_each_epoch_draws_negatives_of_its_own(planted: Graph, tmp_path: Path) -> None:
+    job = job_of(make_config(planted, tmp_path / "run", {"train_data.negative_sides": ["rhs"]}), planted)
+    draws = set()
+    for _ in range(3 * 6):
+        batch = job.transform(next(job.stream), job.stream.position())
+        drawn = batch.groups[0].candidates[Side.RHS]
+        draws.add(tuple(batch.ids[drawn.table][drawn.start : drawn.start + drawn.num_global].tolist()))
+    assert len(draws) == 3 * 6
