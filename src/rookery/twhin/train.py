@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rookery.checkpoint.checkpointer import best_step, load_checkpoint
+from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
 from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
-from rookery.errors import RunNotFound
+from rookery.errors import DataError, RunNotFound
 from rookery.train.loop import TrainingResult, train
 from rookery.train.run import open_run
 from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.twhin.build import build_job, build_model, check_backend, check_graph
 from rookery.twhin.config import TwhinConfig
+from rookery.twhin.lineage import note_graph, require_same_edges, require_same_entities, require_same_model
 from rookery.twhin.model import TwhinModel
 from rookery.twhin.warm_start import pull_to_earlier, start_from_elsewhere
 
@@ -29,11 +30,18 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
     if graph is not None:
         check_graph(config, graph)
     device = prepare_runtime(config.runtime)
+    save_dir = config.training.save_dir
+    if checkpoint_steps(save_dir):
+        require_same_model(save_dir, config)
+        if graph is not None:
+            require_same_edges(save_dir, graph)
     model = build_model(config, device)
     job = build_job(config, graph, model, device)
     pull_to_earlier(config, graph, model)
     with open_run(config.training, dump_config(config)) as run:
         if run.resume_from is None:
+            if graph is not None:
+                note_graph(save_dir, graph)
             start_from_elsewhere(config, graph, model)
         return train(job, run, config.training, config.runtime, debug=debug)
 
@@ -48,10 +56,13 @@ class LoadedRun:
     step: int
 
 
-def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto") -> LoadedRun:
+def load_run(
+    run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto", *, graph: Path | None = None
+) -> LoadedRun:
     """Load a run for evaluation, export or retrieval; ``auto`` is the best checkpoint if one is kept, else the latest.
 
-    Raises ``RunNotFound`` when there is no such run or checkpoint, ``DataError`` when its graph has moved.
+    ``graph`` is where the run's graph lies now, if it has moved. Raises ``RunNotFound`` when there is no such run or
+    checkpoint, ``DataError`` when the graph is gone or its row numbers stand for other ids than in training.
     """
     path = run / "config.yaml"
     if not path.exists():
@@ -60,8 +71,19 @@ def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "a
     if checkpoint == "auto":
         checkpoint = "latest" if best_step(run) is None else "best"
     stored = load_checkpoint(run, checkpoint)
-    graph = None if config.graph is None else Graph.open(config.graph)
+    opened = _open_graph(run, graph or config.graph)
     # Not without gradients: torchrec cannot be built there.
     model = build_model(config, choose_device(config.runtime.device))
     model.load_tensors(stored.tensors("model"))
-    return LoadedRun(model.eval(), graph, config, stored.step)
+    return LoadedRun(model.eval(), opened, config, stored.step)
+
+
+def _open_graph(run: Path, path: Path | None) -> Graph | None:
+    if path is None:
+        return None
+    try:
+        graph = Graph.open(path)
+    except DataError as error:
+        raise DataError(f"{error}; if the graph of {run} has moved, pass --graph PATH") from error
+    require_same_entities(run, graph)
+    return graph

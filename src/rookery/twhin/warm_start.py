@@ -18,6 +18,7 @@ from rookery.config.loader import load_config
 from rookery.data.graph import Graph
 from rookery.errors import ConfigError, DataError
 from rookery.twhin.config import EmbeddingTable, RelationConfig, TwhinConfig
+from rookery.twhin.lineage import require_same_entities
 from rookery.twhin.model import Pull, TwhinModel, parameter_rows
 
 
@@ -88,7 +89,11 @@ def _graph_of_run(source: Path) -> Graph | None:
     for folder in (source, *source.parents[:2]):  # a run, or one of its checkpoints
         if (folder / "config.yaml").exists():
             path = load_config(TwhinConfig, folder / "config.yaml").graph
-            return None if path is None else Graph.open(path)
+            if path is None:
+                return None
+            graph = Graph.open(path)
+            require_same_entities(folder, graph)
+            return graph
     return None
 
 
