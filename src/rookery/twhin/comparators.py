@@ -64,15 +64,19 @@ class Comparator(Protocol):
         ...
 
 
-class Dot:
-    half_products = True
-    needs_scores = False
+class _AsTheyAre:
+    """Comparators whose products take vectors as they are."""
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
 
     def prepare_backward(self, grad: Tensor, x: Tensor, prepared: Tensor) -> Tensor:
         return grad
+
+
+class Dot(_AsTheyAre):
+    half_products = True
+    needs_scores = False
 
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         return (q @ c.T).float()
@@ -107,17 +111,11 @@ class Cosine(Dot):
         return grad.addcmul_(along, prepared, value=-1).div_(_norms(x))
 
 
-class L2:
+class L2(_AsTheyAre):
     """Products stay float32: the distance of near neighbours is a small difference of large products."""
 
     half_products = False
     needs_scores = True
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
-
-    def prepare_backward(self, grad: Tensor, x: Tensor, prepared: Tensor) -> Tensor:
-        return grad
 
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         own = _squares(q)
@@ -142,17 +140,11 @@ class L2:
         return grad_q.neg_()
 
 
-class L1:
+class L1(_AsTheyAre):
     """No matrix product computes it: about 20 times the cost of the others."""
 
     half_products = False
     needs_scores = True
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
-
-    def prepare_backward(self, grad: Tensor, x: Tensor, prepared: Tensor) -> Tensor:
-        return grad
 
     def pairwise(self, q: Tensor, c: Tensor) -> Tensor:
         return torch.cdist(q, c, p=1.0).neg_()
