@@ -78,15 +78,20 @@ class Checkpointer:
 def run_lock(save_dir: Path) -> Iterator[None]:
     """Hold the run directory alone. The system frees the lock of a process that died.
 
-    Raises ``UserError`` when another process trains there.
+    Raises ``UserError`` when another process trains there, and when the directory cannot be made or written.
     """
-    save_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(save_dir / ".lock", timeout=0)
     try:
+        save_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise UserError(
             f"{save_dir}: another process is training there; wait for it, stop it, or use another training.save_dir"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"training.save_dir={save_dir}: no run can be kept there ({error.strerror or error}); name a folder that "
+            "can be made and written, in the configuration or with --save-dir"
         ) from error
     try:
         yield

@@ -125,6 +125,23 @@ class TestLock:
         with run_lock(tmp_path / "run"):
             pass
 
+    @pytest.mark.parametrize("inside", ["", "run"])
+    def test_a_file_in_its_place_is_named(self, tmp_path: Path, inside: str) -> None:
+        (tmp_path / "edges.tsv").write_text("a\tb\n")
+        place = tmp_path / "edges.tsv" / inside
+        with pytest.raises(UserError) as raised, run_lock(place):
+            pass
+        reason = "Not a directory" if inside else "File exists"
+        assert str(raised.value) == (
+            f"training.save_dir={place}: no run can be kept there ({reason}); name a folder that can be made and "
+            "written, in the configuration or with --save-dir"
+        )
+
+    def test_a_place_that_takes_no_lock_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / ".lock").mkdir()
+        with pytest.raises(UserError, match=r"no run can be kept there \(Is a directory\)"), run_lock(tmp_path):
+            pass
+
     def test_that_of_a_killed_process_is_free(self, tmp_path: Path) -> None:
         script = (
             "import sys, time; from pathlib import Path; from filelock import FileLock\n"
