@@ -91,7 +91,8 @@ class SourceConfig(StrictModel):
     format: Format | None = None  # by default from the name: .csv, .parquet, else tsv; .gz on top of text
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     header: bool | None = (
-        None  # by default: there is one if a column is given by name or the first line has lhs and rhs
+        None  # by default: there is one if a column is given by name or the first line has lhs and rhs; a first line
+        # that looks like another header is refused
     )
     columns: ColumnsConfig = ColumnsConfig()
 

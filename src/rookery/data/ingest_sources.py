@@ -25,6 +25,15 @@ ROLES = ("lhs", "relation", "rhs", "weight", "time")
 
 _SUFFIXES: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".txt": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 _DEFAULT_DELIMITER: Mapping[Format, str] = {"csv": ",", "tsv": "\t"}
+_HEADER_PAIRS = (
+    {"lhs", "rhs"},
+    {"source", "target"},
+    {"src", "dst"},
+    {"head", "tail"},
+    {"from", "to"},
+    {"user", "item"},
+    {"user_id", "item_id"},
+)
 _BY_POSITION = {2: ("lhs", "rhs"), 3: ("lhs", "relation", "rhs")}
 
 
@@ -153,6 +162,8 @@ def _open_text(config: SourceConfig, file: Path, file_format: Format) -> Source:
             "pass the right --delimiter (in a mapping: delimiter)"
         )
     header = _has_header(config, first)
+    if config.header is None and not header:
+        _require_edge(file, first)
     columns = tuple(first) if header else tuple(f"column {number + 1}" for number in range(len(first)))
     roles = _FileColumns(file, columns, named=header, positional=True).assign(config)
     types = (pa.string(),) * len(first)
@@ -202,6 +213,16 @@ def _has_header(config: SourceConfig, first: Sequence[str]) -> bool:
     if config.header is not None:
         return config.header
     return config.columns.uses_names or {"lhs", "rhs"} <= set(first)
+
+
+def _require_edge(file: Path, first: Sequence[str]) -> None:
+    """Refuse a first line that reads like a header and was not said to be an edge."""
+    names = {name.strip().lower() for name in first}
+    if any(pair <= names for pair in _HEADER_PAIRS):
+        raise DataError(
+            f"{file}: line 1 looks like a header: {shorten(', '.join(first))}; pass --header with --lhs-column and "
+            "--rhs-column if it is one, --no-header if these are ids (in a mapping: header, columns)"
+        )
 
 
 @dataclass(frozen=True)

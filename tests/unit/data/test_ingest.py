@@ -152,6 +152,26 @@ class TestFormats:
         graph = run(tmp_path / "graph", sources=[{"files": str(file), **source}])
         assert edges_of(graph) == [("a", "x", "b")]
 
+    @pytest.mark.parametrize("header", ["source,target", "Src,DST", "head,tail,rel", "From,To", "user_id,item_id,t"])
+    def test_what_looks_like_a_header_is_an_edge_only_if_it_is_said(self, header, tmp_path):
+        file = tmp_path / "edges.csv"
+        file.write_text(header + "\na,b" + ",c" * (header.count(",") - 1) + "\n")
+        source = {"files": str(file), "columns": {"lhs": 1, "rhs": 2}, "relation": "x"}
+        with pytest.raises(DataError) as raised:
+            run(tmp_path / "graph", sources=[source])
+        assert str(raised.value) == (
+            f"{file}: line 1 looks like a header: {', '.join(header.split(','))}; pass --header with --lhs-column and "
+            "--rhs-column if it is one, --no-header if these are ids (in a mapping: header, columns)"
+        )
+        named = run(tmp_path / "named", sources=[{**source, "header": True}])
+        assert edges_of(named) == [("a", "x", "b")]
+        ids = run(tmp_path / "ids", sources=[{**source, "header": False}])
+        assert edges_of(ids) == [(*header.split(",")[:1], "x", header.split(",")[1]), ("a", "x", "b")]
+
+    def test_other_words_in_the_first_line_are_an_edge(self, tmp_path):
+        file = write_lines(tmp_path / "e.tsv", [("user", "post"), ("source", "sink")])
+        assert edges_of(run(tmp_path / "graph", sources=file)) == [("user", "edge", "post"), ("source", "edge", "sink")]
+
     def test_a_weight_column_leaves_the_rest_by_position(self, tmp_path):
         file = write_lines(tmp_path / "e.tsv", [("a", 0.5, "x", "b"), ("b", 2, "x", "c")])
         graph = run(tmp_path / "graph", sources=[{"files": str(file), "columns": {"weight": 2}}])
