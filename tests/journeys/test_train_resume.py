@@ -166,16 +166,17 @@ def test_kill_minus_nine_with_random_rounding_and_batches_by_query(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_polite_signal_saves_and_exits_0(stateful: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_polite_signal_saves_and_says_so(stateful: Job, tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = stateful.start(tmp_path / "run")
-    stop_at(process, tmp_path / "run", 40, signal.SIGTERM)
+    stop_at(process, tmp_path / "run", 40, number)
     out, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
     report = json.loads(out)
-    assert report["reason"] == "interrupted"
+    assert (report["reason"], report["signal"]) == ("interrupted", number.name)
     assert 40 <= report["step"] < NUM_STEPS
     assert checkpoint_steps(tmp_path / "run")[-1] == report["step"] == last_step(tmp_path / "run")
-    assert "SIGTERM: finishing this step, then saving" in err
+    assert f"{number.name}: finishing this step, then saving" in err
     assert stateful.finish(tmp_path / "run")["reason"] == "finished"
     assert_same_run(tmp_path / "run", stateful.whole)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rookery.cli.output import JsonFlag, emit
+from rookery.cli.output import INTERRUPTED, JsonFlag, emit
 
 
 class RecipeName(enum.Enum):
@@ -63,11 +63,13 @@ def _train(
     from rookery.twhin.train import train_twhin
 
     quoted = json.dumps(str(save_dir))  # a folder named 2024 is no number
-    replaced = [*(overrides or ()), *([f"training.save_dir={quoted}"] if save_dir else [])]
-    loaded = load_config(TwhinConfig, config, replaced)
+    flags = [f"training.save_dir={quoted}"] if save_dir else []
+    loaded = load_config(TwhinConfig, config, overrides or (), flags)
     result = train_twhin(loaded, debug=debug_loop)
     report = {"save_dir": loaded.training.save_dir, **vars(result)}
     emit(report, as_json, lambda: _table(report))
+    if result.signal == "SIGINT":  # a script must not go on; SIGTERM is how a scheduler ends a run well
+        raise typer.Exit(INTERRUPTED)
 
 
 def _table(report: dict[str, object]) -> Table:

@@ -21,9 +21,10 @@ from rookery.errors import ConfigError
 T = TypeVar("T", bound=StrictModel)
 
 
-def load_config(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+def load_config(model: type[T], path: Path, overrides: Sequence[str] = (), flags: Sequence[str] = ()) -> T:
     """Read ``path``, expand the environment, apply ``overrides`` (``a.b.0.c=VALUE``) and validate as ``model``.
 
+    ``flags`` are overrides that came by a flag of their own: what is amiss around them is not laid to ``--set``.
     Raises ``ConfigError`` with every problem, each with its line.
     """
     document = read_document(path)
@@ -33,6 +34,7 @@ def load_config(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     problems = document.problems
     data = expand_environment(data, (), problems)
     changed = apply_overrides(data, overrides, problems)
+    apply_overrides(data, flags, problems)
     spoiled = {problem.path for problem in problems}
     config, found = _validate(model, data)
     problems += [problem for problem in found if problem.path not in spoiled]

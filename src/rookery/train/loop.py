@@ -34,7 +34,10 @@ PREFETCH_BATCHES = 4
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where training stopped, and why; ``loss`` is that of the last log (None when nothing was logged)."""
+    """Where training stopped, and why; ``loss`` is that of the last log (None when nothing was logged).
+
+    ``signal`` is SIGINT or SIGTERM where ``reason`` is ``interrupted``, else None.
+    """
 
     step: int
     num_steps: int
@@ -42,6 +45,7 @@ class TrainingResult:
     loss: float | None
     best_step: int | None
     best_value: float | None
+    signal: str | None
 
 
 def train(
@@ -95,10 +99,10 @@ class _Loop(Generic[B]):
         self._meter.load_state(checkpoint.state["means"], self._job.device)
 
     def run(self) -> TrainingResult:
-        reason = self._reason()
+        reason, interrupt = self._reason(), Interrupt()
         if reason is None:
             with ExitStack() as stack:
-                interrupt = stack.enter_context(Interrupt())
+                stack.enter_context(interrupt)
                 stack.enter_context(self._run.recording(self._step_number))
                 batches = self._batches(stack)
                 progress = stack.enter_context(Progress(self._step_number, self._num_steps, self._job.unit))
@@ -109,7 +113,8 @@ class _Loop(Generic[B]):
                     self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
                 self._save()
         best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
-        return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value)
+        signal = interrupt.received if reason == "interrupted" else None
+        return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value, signal)
 
     def _reason(
         self, interrupt: Interrupt | None = None

@@ -88,7 +88,10 @@ class Truth:
 
 
 def run_demo(folder: Path, notify: Callable[[str], None], planted: PlantedConfig | None = None) -> DemoResult:
-    """Generate, ingest, train, evaluate, search. Started again after an interruption it goes on with the training."""
+    """Generate, ingest, train, evaluate, search. Started again after an interruption it goes on with the training.
+
+    Raises ``KeyboardInterrupt`` when the training was interrupted, behind its checkpoint.
+    """
     planted = planted or PlantedConfig()
     raw, graph_path, run = folder / "edges", folder / "graph", folder / "run"
     if not (graph_path / "manifest.json").exists():
@@ -98,7 +101,8 @@ def run_demo(folder: Path, notify: Callable[[str], None], planted: PlantedConfig
         ingest(load_config(IngestConfig, raw / "ingest.yaml"), raw, graph_path, overwrite=True)
     write_atomically(folder / "config.yaml", initial_config(graph_path, run))
     notify("training TwHIN")
-    train_twhin(load_config(TwhinConfig, folder / "config.yaml"))
+    if train_twhin(load_config(TwhinConfig, folder / "config.yaml")).reason == "interrupted":
+        raise KeyboardInterrupt
     notify("evaluating and searching")
     graph = Graph.open(graph_path)
     truth = Truth(graph, planted, pq.read_table(raw / "truth.parquet"))

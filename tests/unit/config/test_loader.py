@@ -206,6 +206,15 @@ def test_wrong_overrides_are_explained(write):
     assert problems(path, "steps=0") == ["--set: steps=0: must be at least 1; leave it out for the default, 100"]
 
 
+def test_what_is_missing_around_a_flag_of_its_own_is_laid_to_the_file(write):
+    path = write("")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Root, path, ["steps=3"], ["optimizer.learning_rate=0.1"])
+    assert str(caught.value).startswith(f"{path}: optimizer: ")
+    assert problems(path, "optimizer.learning_rate=0.1")[0].startswith("--set: optimizer: ")
+    assert load_config(Root, path, ["steps=3"], ["steps=4"]).steps == 4
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -382,11 +382,12 @@ class TestSignals:
             lambda *_: os.kill(os.getpid(), number) if toy.model.num_forwards == 4 else None
         )
         result = toy.train(tmp_path / "run", num_train_steps=12)
-        assert (result.step, result.reason) == (5, "interrupted")
+        assert (result.step, result.reason, result.signal) == (5, "interrupted", number.name)
         assert checkpoint_steps(tmp_path / "run") == [5]
         assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
         again = make_toy()
-        assert again.train(tmp_path / "run", num_train_steps=12).reason == "finished"
+        finished = again.train(tmp_path / "run", num_train_steps=12)
+        assert (finished.reason, finished.signal) == ("finished", None)
         assert_equal(again.parameters(), expected)
 
     def test_a_second_signal_stops_at_once(self, make_toy: MakeToy, tmp_path: Path) -> None:
