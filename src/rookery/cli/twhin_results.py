@@ -46,6 +46,9 @@ SourceArgument = Annotated[Path, typer.Argument(help="A training run or an expor
 CheckpointFlag = Annotated[
     str, typer.Option(help="auto (the best one if it is kept, else the latest), best, latest, or a step.")
 ]
+GraphFlag = Annotated[
+    Path | None, typer.Option(help="Where the run's graph lies now, if it has moved.", show_default=False)
+]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind.")]
 
 
@@ -61,6 +64,7 @@ def _evaluate(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="The split of the graph to measure.")] = "test",
     checkpoint: CheckpointFlag = "auto",
+    graph: GraphFlag = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in evaluation.num_candidates=1000."),
@@ -72,11 +76,11 @@ def _evaluate(
     from rookery.train.runtime import prepare_runtime
     from rookery.twhin.config import TwhinConfig
     from rookery.twhin.evaluation import Evaluator
-    from rookery.twhin.train import load_run
+    from rookery.twhin.source import open_run
 
-    loaded = load_run(run, _checkpoint(checkpoint))
+    loaded = open_run(run, _checkpoint(checkpoint), graph)
     if loaded.graph is None:
-        raise UserError(f"{run}: trained on bare row numbers; set graph in its config.yaml to evaluate it")
+        raise UserError(f"{run}: trained on bare row numbers; pass the graph of these rows with --graph PATH")
     config = load_config(TwhinConfig, run / "config.yaml", overrides or ())
     prepare_runtime(config.runtime)
     evaluator = Evaluator.from_graph(loaded.graph, split, config.evaluation)
@@ -91,13 +95,14 @@ def _export(
     run: RunArgument,
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
     checkpoint: CheckpointFlag = "auto",
+    graph: GraphFlag = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the vectors of RUN to OUT: a Parquet file an entity type, the relations, and a manifest."""
     from rookery.twhin.source import export_run
 
-    manifest = export_run(run, out, _checkpoint(checkpoint), overwrite=overwrite)
+    manifest = export_run(run, out, _checkpoint(checkpoint), graph, overwrite=overwrite)
     result = {
         "out": out,
         "step": manifest.step,
@@ -130,6 +135,7 @@ def _index(
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Recall is measured at this many neighbours.")] = 20,
     checkpoint: CheckpointFlag = "auto",
+    graph: GraphFlag = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -140,7 +146,7 @@ def _index(
     from rookery.twhin.source import open_source
 
     config = parse_config(KINDS[kind.value], _named_values(parameters or ()), "--param")
-    opened = open_source(source, _checkpoint(checkpoint))
+    opened = open_source(source, _checkpoint(checkpoint), graph)
     if entity_type is None and len(opened.entity_types) > 1:
         raise UserError(f"--type is missing: {source} has {', '.join(opened.entity_types)}; pass one of them")
     entity_type = entity_type or opened.entity_types[0]
@@ -166,7 +172,8 @@ def _neighbors(
     ] = None,
     entity_type: Annotated[str | None, typer.Option("--type", help="The type of --id, where several have it.")] = None,
     num_interests: Annotated[
-        int | None, typer.Option("--interests", min=1, help="Ask with this many clusters of what --id has met.")
+        int | None,
+        typer.Option("--interests", min=1, help="Ask with this many clusters of what --id has met, by likeness."),
     ] = None,
     exclude_known: Annotated[
         bool, typer.Option("--exclude-known", help="Leave out what --id has met in training.")

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookery.config.suggest import did_you_mean
-from rookery.data.graph import Graph, Vocabulary
-from rookery.errors import DataError, UserError
+from rookery.data.graph import MANIFEST, Graph, Vocabulary
+from rookery.errors import DataError, RunNotFound, UserError
+from rookery.twhin.build import check_graph
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.embeddings import Embeddings
 from rookery.twhin.export import Export, ExportManifest, LazyMapping, write_export
@@ -58,25 +59,42 @@ class Source:
 
 
 def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None) -> Source:
-    """A run (at ``checkpoint``) or an export; ``graph`` replaces the run's own, or gives an export one.
+    """A run (at ``checkpoint``) or an export; ``graph`` is where the run's own lies now, or gives an export one.
 
     Raises ``RunNotFound`` or ``DataError`` for a folder that is neither.
     """
-    edges = None if graph is None else Graph.open(graph)
     if Export.lies_at(path):
+        edges = None if graph is None else Graph.open(graph)
         export = Export.open(path)
         vocabularies = LazyMapping(tuple(export.manifest.entity_types), export.vocabulary)
         return Source(path, export.manifest.step, export.embeddings(), vocabularies, edges)
-    run = load_run(path, checkpoint)
-    return Source(path, run.step, run.model.embeddings().cpu(), _vocabularies(run), edges or run.graph)
+    run = open_run(path, checkpoint, graph)
+    return Source(path, run.step, run.model.embeddings().cpu(), _vocabularies(run), run.graph)
 
 
-def export_run(run: Path, out: Path, checkpoint: CheckpointName = "auto", *, overwrite: bool = False) -> ExportManifest:
-    """Export a run's vectors and relations to the folder ``out``.
+def open_run(path: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None) -> LoadedRun:
+    """``load_run``, with a word for folders of another kind and a check that ``graph`` fits the run.
+
+    Raises ``RunNotFound``, ``DataError`` and ``ConfigError`` accordingly.
+    """
+    if Export.lies_at(path):
+        raise RunNotFound(f"{path}: this is an export, which has no edges to measure; name the save_dir of its run")
+    if (path / MANIFEST).is_file() and (path / "relations.parquet").is_file():
+        raise RunNotFound(f"{path}: this is a graph, not a run or an export; name the save_dir of a run trained on it")
+    run = load_run(path, checkpoint, graph=graph)
+    if graph is not None and run.graph is not None:
+        check_graph(run.config, run.graph)
+    return run
+
+
+def export_run(
+    run: Path, out: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None, *, overwrite: bool = False
+) -> ExportManifest:
+    """Export a run's vectors and relations to the folder ``out``; ``graph`` is where the run's graph lies now.
 
     Raises ``RunNotFound`` for a folder without a checkpoint, ``DataError`` if ``out`` exists and is not to be replaced.
     """
-    source = open_source(run, checkpoint)
+    source = open_source(run, checkpoint, graph)
     return write_export(
         source.embeddings, source.vocabularies, out, run=str(run), step=source.step, overwrite=overwrite
     )

@@ -167,6 +167,37 @@ def test_index_reports_recall_and_serves_neighbors(rookery: Rookery, folder: Pat
     assert len({near["id"] for near in through["neighbors"]} & {near["id"] for near in exact["neighbors"]}) >= 4
 
 
+def test_a_moved_graph_is_named_and_found(
+    rookery: Rookery, refused: Callable[..., str], folder: Path, tmp_path: Path
+) -> None:
+    expected = rookery("twhin", "evaluate", folder / "run")["metrics"]
+    shutil.copytree(folder / "run", tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace(str(folder / "graph"), str(tmp_path / "gone")))
+    commands = {
+        "evaluate": ["run"],
+        "export": ["run", "export"],
+        "index": ["run", "index", "--type", "item", "--kind", "exact"],
+        "neighbors": ["run", "--id", "item_3"],
+    }
+    for name, arguments in commands.items():
+        located = [tmp_path / word if word in ("run", "export", "index") else word for word in arguments]
+        message = refused("twhin", name, *located)
+        assert str(tmp_path / "gone") in message and "has moved, pass --graph PATH" in message
+        found = rookery("twhin", name, *located, "--graph", folder / "graph")
+        if name == "evaluate":
+            assert found["metrics"] == expected
+
+
+def test_a_graph_that_does_not_fit_is_refused(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "graph.json").unlink(missing_ok=True)  # a run without a note of its graph
+    (tmp_path / "e.tsv").write_text("a\tb\n")
+    ingest(IngestConfig.model_validate({"sources": [{"files": "e.tsv"}]}), tmp_path, tmp_path / "other")
+    message = refused("twhin", "export", tmp_path / "run", tmp_path / "export", "--graph", tmp_path / "other")
+    assert "the graph has no such entity type" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,7 +205,10 @@ def test_index_reports_recall_and_serves_neighbors(rookery: Rookery, folder: Pat
         (["neighbors", "run", "--id", "item_3", "--type", "user"], "no user has this id"),
         (["neighbors", "run", "--id", "item_3", "--type", "itm"], "no such entity type; did you mean 'item'?"),
         (["neighbors", "run", "--id", "item_3", "--relation", "liek"], "no such relation; did you mean 'like'?"),
-        (["neighbors", "graph", "--id", "item_3"], "graph: no config.yaml there; name the save_dir of a training run"),
+        (["neighbors", "graph", "--id", "item_3"], "graph: this is a graph, not a run or an export; name the save_dir"),
+        (["export", "graph", "out"], "graph: this is a graph, not a run or an export; name the save_dir of a run"),
+        (["evaluate", "graph"], "graph: this is a graph, not a run or an export"),
+        (["export", "planted", "out"], "planted: no config.yaml there; name the save_dir of a training run"),
         (["neighbors", "run", "--id", "item_3", "--index", "run"], "name the folder that 'rookery twhin index' wrote"),
         (["evaluate", "run", "--split", "tset"], "no split 'tset'"),
         (["evaluate", "run", "--checkpoint", "newest"], "must be auto, best, latest or a step number"),

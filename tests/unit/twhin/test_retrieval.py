@@ -161,6 +161,29 @@ def test_interests_come_from_the_train_edges(graph: Graph, splits: dict[str, lis
     assert found.neighbors[0].score == pytest.approx(-float(distances.min()), abs=1e-5)
 
 
+@pytest.mark.parametrize(("comparator", "metric"), [("dot", "cosine"), ("l1", "l1")])
+def test_interests_are_asked_by_likeness_without_the_operator(
+    graph: Graph, splits: dict[str, list[tuple[int, int, int]]], comparator: str, metric: str
+) -> None:
+    """Known items come back unless they are excluded; the operator, which moves every vector, changes nothing."""
+    known = {rhs for lhs, rel, rhs in splits["train"] if (lhs, rel) == (4, 0)}
+    request = NeighborRequest(["user-4"], 10, relation="likes", num_interests=1)
+    for operator in ("translation", "complex_diagonal"):
+        source = source_of(random_embeddings(operator, comparator), graph)
+        items = source.embeddings.rows["item"].double()
+        met = items[sorted(known)]
+        centroid = (torch.nn.functional.normalize(met) if metric == "cosine" else met).mean(0)
+        scores = [float(compare(metric, centroid, row)) for row in items]
+        for exclude_known, left_out in ((False, set()), (True, known)):
+            found = find_neighbors(source, dataclasses.replace(request, exclude_known=exclude_known))
+            expected = best(scores, 10, left_out)
+            assert (found.metric, found.entity_type) == (metric, "item")
+            assert ids(found) == [f"item-{row}" for row in expected]
+            assert [near.score for near in found.neighbors] == pytest.approx(
+                [scores[row] for row in expected], abs=1e-5
+            )
+
+
 def test_interests_need_a_history_a_relation_and_a_graph(graph: Graph) -> None:
     source = source_of(random_embeddings(), graph)
     with pytest.raises(UserError, match="--interests: user-11 met nothing under likes in training"):
