@@ -23,12 +23,14 @@ from rookery.errors import MissingExtra
 from rookery.optim.config import OptimizerConfig, RowwiseAdagrad
 from rookery.tables.backends import make_tables, require_torchrec
 from rookery.tables.protocol import TableBackend, TableSpec
+from rookery.train.runtime import keep_freed_memory
 
 TABLE = "table"
 
 
 def main() -> None:
     options = parse_arguments()
+    keep_freed_memory()  # as every training run does
     result = measure(options)
     print(json.dumps(result) if options.json else render(result))
 
