@@ -168,8 +168,9 @@ def _naive_penalty(
             for key in parameters:  # each direction has its own, and half of the edge
                 total = total + penalty(parameters[key][group.relation[edge]]) / 2
         for candidates in group.candidates.values() if negatives else ():
-            last = candidates.start + candidates.num_global * len(group.chunks)
-            total = total + penalty(rows[candidates.table][candidates.start : last]) / 2
+            for chunk, (first, last) in enumerate(group.chunks):
+                drawn = rows[candidates.table][candidates.start_of(chunk) :][: candidates.num_global]
+                total = total + penalty(drawn) * (last - first) / len(drawn) / 2
     return total / batch.num_edges
 
 

@@ -98,7 +98,8 @@ class RegularizerConfig(StrictModel):
     n3: NonNegative = 0.0
     l2: NonNegative = 0.0
     negatives: bool = False
-    """Penalize drawn negatives too, each like an edge: holds entities that are seldom seen as positives."""
+    """Penalize drawn negatives too, together as much as the edges that they were drawn for: holds entities that are
+    seldom seen as positives."""
     pull: NonNegative = 0.0
 
 

@@ -319,7 +319,9 @@ class _Chunk:
             out.copy_(grad[num_lent:])
         if self.total.settings.regularizer.active and self.total.settings.regularizer.negatives:
             drawn = self.total.global_rows(candidates, self.chunk)
-            out.add_(_Penalty(self.total, self.group.operator)(drawn, self.share))
+            # Together as much as the edges of the chunk, so that a short last chunk is held no harder than the others.
+            share = self.share * self.num_edges / max(1, len(drawn))
+            out.add_(_Penalty(self.total, self.group.operator)(drawn, share))
 
     def _regularize(self) -> None:
         """Each direction penalizes the vectors of its edges, operator included."""

@@ -26,6 +26,8 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
     Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
     """
     check_backend(config)
+    if config.graph is not None:  # the run directory is read from other working directories too
+        config = config.model_copy(update={"graph": config.graph.resolve()})
     graph = None if config.graph is None else Graph.open(config.graph)
     if graph is not None:
         check_graph(config, graph)
