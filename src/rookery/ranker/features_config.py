@@ -1,0 +1,228 @@
+"""Configuration of what a row is: columns, their kinds, tables of embeddings, joined vectors, preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rookery.config.base import OneOf, StrictModel
+from rookery.optim.config import OptimizerConfig
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Feature(StrictModel):
+    """A feature and the column that it is read from (of the same name unless said)."""
+
+    name: str = Field(min_length=1)
+    column: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The column."""
+        return self.name if self.column is None else self.column
+
+
+class NumericFeature(Feature):
+    """A number a row, or with ``width`` above 1 a fixed-size list of them."""
+
+    width: PositiveInt = 1
+
+
+class DiscreteFeature(Feature):
+    """One value of an enumerable set a row, looked up in ``table``."""
+
+    table: str
+
+
+class RaggedFeature(Feature):
+    """A list of values a row, looked up in ``table`` and pooled; an empty list gives zeros.
+
+    ``attention`` weighs each element by a small network of it and of ``query``, a discrete feature of the same table
+    (Deep Interest Network, Zhou et al. 2018).
+    """
+
+    table: str
+    max_length: PositiveInt
+    """The last ones of a longer list are read."""
+    pooling: Literal["mean", "sum", "max", "attention"] = "mean"
+    query: str | None = None
+
+    @model_validator(mode="after")
+    def _attention_has_a_query(self) -> RaggedFeature:
+        if (self.pooling == "attention") != (self.query is not None):
+            raise ValueError("query names the discrete feature that pooling=attention looks for, and no other pooling")
+        return self
+
+
+class VocabularyConfig(StrictModel):
+    """Values found in the training rows, the most frequent first; others share the row of the unknown."""
+
+    min_count: PositiveInt = 1
+    max_size: PositiveInt | None = None
+
+
+class TableConfig(StrictModel):
+    """Embeddings of one set of values, for all features that name it. Besides its rows it has one for the unknown.
+
+    With ``optimizer`` the rows move inside the backward pass (for large tables), without it with the network.
+    """
+
+    one_of: ClassVar[tuple[OneOf, ...]] = (
+        OneOf(("num_embeddings", "hash_buckets", "vocabulary", "values"), required=True),
+    )
+
+    name: str = Field(min_length=1)
+    embedding_dim: PositiveInt
+    num_embeddings: PositiveInt | None = None
+    """Values are row numbers themselves, from 0; others are errors."""
+    hash_buckets: PositiveInt | None = None
+    vocabulary: VocabularyConfig | None = None
+    values: tuple[int | str, ...] | None = None
+    init_scale: Positive = 0.01
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of values that count as unknown in training: teaches the row of the unknown, and holds rare rows."""
+    optimizer: OptimizerConfig | None = None
+
+
+class JoinedEmbedding(StrictModel):
+    """Vectors of a TwHIN export, joined by id. A row without a vector gets the learned vector of the missing."""
+
+    name: str = Field(min_length=1)
+    export: Path
+    table: str
+    """The entity type of the export."""
+    key: str
+    """The column of ids; for a list of ids, ``max_length`` of its last ones are averaged."""
+    max_length: PositiveInt | None = None
+    trainable: bool = False
+    """Start from the vectors and move them, instead of keeping them as they are."""
+    optimizer: OptimizerConfig | None = None
+    """Moves trainable vectors inside the backward pass; left out, they move with the network."""
+    layer_norm: bool = True
+
+    @model_validator(mode="after")
+    def _optimizer_moves_something(self) -> JoinedEmbedding:
+        if self.optimizer is not None and not self.trainable:
+            raise ValueError("optimizer: the vectors are kept as they are; set trainable to true or leave it out")
+        return self
+
+
+class FeaturesConfig(StrictModel):
+    """The columns that the model sees."""
+
+    continuous: tuple[NumericFeature, ...] = ()
+    binary: tuple[NumericFeature, ...] = ()
+    dense: tuple[NumericFeature, ...] = ()
+    """Vectors made elsewhere; each passes a layer norm of its own."""
+    discrete: tuple[DiscreteFeature, ...] = ()
+    ragged: tuple[RaggedFeature, ...] = ()
+    tables: tuple[TableConfig, ...] = ()
+    embeddings: tuple[JoinedEmbedding, ...] = ()
+
+
+class TruncateAndSlice(StrictModel):
+    """Keep the first so many columns of a block, then those that a mask selects."""
+
+    feature: str
+    truncation: PositiveInt | None = None
+    mask_path: Path | None = None
+    """JSON list or .npy array of truth values, one for each column left by ``truncation``."""
+
+
+class RectifyLabels(StrictModel):
+    """An engagement counts only if it came within so many hours of the impression (or of its serving, if earlier)."""
+
+    label_rectification_window_in_hours: Positive
+    served_timestamp_field: str
+    impressed_timestamp_field: str
+    label_to_engaged_timestamp_field: dict[str, str]
+
+
+class ExtractFeature(StrictModel):
+    """Column ``index`` of a block as a column of its own."""
+
+    name: str
+    source_tensor: str
+    index: int = Field(ge=0)
+
+
+class DownsampleNegatives(StrictModel):
+    """Keep every row with an engagement of the list, and of the others ``batch_multiplier`` rows for each of those.
+
+    Rows kept of the others are weighted up by the share that was left out.
+    """
+
+    batch_multiplier: Positive
+    engagements_list: tuple[str, ...] = Field(min_length=1)
+
+
+class PreprocessConfig(StrictModel):
+    truncate_and_slice: tuple[TruncateAndSlice, ...] = ()
+    extract_features: tuple[ExtractFeature, ...] = ()
+    downcast: dict[str, Literal["bfloat16", "float16", "bool", "uint8"]] = Field(default_factory=dict)
+    rectify_labels: RectifyLabels | None = None
+    downsample_negatives: DownsampleNegatives | None = None
+    """In training alone."""
+
+
+class KeysConfig(StrictModel):
+    """Columns that describe a row without being features."""
+
+    user: str | None = None
+    """Rows of one user are one group of GAUC and NDCG."""
+    item: str | None = None
+    time: str | None = None
+    weight: str | None = None
+    """Weight of the row in the loss and the metrics."""
+    position: str | None = None
+
+
+class LabelConfig(StrictModel):
+    """Where a task's label is read. Rates say how the log was sampled; they undo it in loss and probabilities."""
+
+    column: str | None = None
+    pos_downsampling_rate: Share = 1.0
+    neg_downsampling_rate: Share = 1.0
+
+
+class RowFilterConfig(StrictModel):
+    """Rows with ``at_least <= column < below``; numbers, or times as in 2022-05-04T00:00:00."""
+
+    column: str
+    at_least: int | float | str | None = None
+    below: int | float | str | None = None
+
+    @model_validator(mode="after")
+    def _selects(self) -> RowFilterConfig:
+        if self.at_least is None and self.below is None:
+            raise ValueError("needs at_least, below or both")
+        return self
+
+
+class PartitionConfig(StrictModel):
+    """Rows of some Parquet files."""
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    """Files, directories or globs."""
+    rows: RowFilterConfig | None = None
+    limit: PositiveInt | None = None
+    offset: int = Field(default=0, ge=0)
+    batch_size: PositiveInt = 4096
+
+
+class TrainPartition(PartitionConfig):
+    shuffle: bool = True
+    buffer_rows: PositiveInt = 1_048_576
+    """Rows that are shuffled together; wide rows are bounded by memory besides."""
+    first_rows_with_positives: PositiveInt = 1_000_000
+    """A task without a positive label in so many rows is refused."""
+
+
+class EvaluationPartition(PartitionConfig):
+    during_training: bool = True
+    """Whether validations of the run measure it; a test set is measured on demand."""
