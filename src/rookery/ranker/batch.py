@@ -1,0 +1,89 @@
+"""What the network sees of some rows, and what the loss needs besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """Shape of an embedding table; the last of its rows stands for unknown and missing values."""
+
+    num_rows: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True)
+class RankerFeatures:
+    """Preprocessed features of some rows; all tensors on one device, all numbers finite.
+
+    ``continuous`` ``[batch, Dc]`` and ``binary`` ``[batch, Db]`` are float32, ``dense`` are blocks ``[batch, width]`` by
+    feature, float32. ``discrete`` are int64 rows ``[batch]`` of each feature's table, the last row for the unknown.
+    ``ragged`` are int64 rows ``[batch, max_length]``, -1 behind a list's end. ``joined`` are int64 rows ``[batch]``, or
+    ``[batch, max_length]`` with -1 behind the end, of the joined vectors by embedding; the number of vectors stands for
+    an id without one. ``position`` ``[batch]`` int64, -1 where unknown; None without such a column.
+    """
+
+    continuous: Tensor
+    binary: Tensor
+    dense: Mapping[str, Tensor]
+    discrete: Mapping[str, Tensor]
+    ragged: Mapping[str, Tensor]
+    joined: Mapping[str, Tensor]
+    position: Tensor | None
+
+    @property
+    def num_rows(self) -> int:
+        return self.continuous.shape[0]
+
+    def to(self, device: torch.device) -> RankerFeatures:
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> RankerFeatures:
+        """The same features with ``change`` done to every tensor."""
+        return RankerFeatures(
+            change(self.continuous),
+            change(self.binary),
+            _map(change, self.dense),
+            _map(change, self.discrete),
+            _map(change, self.ragged),
+            _map(change, self.joined),
+            None if self.position is None else change(self.position),
+        )
+
+
+@dataclass(frozen=True)
+class RankerBatch:
+    """Features with what they are trained and measured by.
+
+    ``labels`` and ``weights`` ``[batch, T]`` float32, tasks in the order of the model; a weight is that of the row times
+    ``y / pos_rate + (1 - y) / neg_rate`` times the share undone by down-sampling. ``groups`` ``[batch]`` int64: rows of
+    one user have one number. ``strata`` are truth values ``[batch]`` by stratifier.
+    """
+
+    features: RankerFeatures
+    labels: Tensor
+    weights: Tensor
+    groups: Tensor
+    strata: Mapping[str, Tensor]
+
+    @property
+    def num_rows(self) -> int:
+        return self.features.num_rows
+
+    def to(self, device: torch.device) -> RankerBatch:
+        return RankerBatch(
+            self.features.to(device),
+            self.labels.to(device),
+            self.weights.to(device),
+            self.groups.to(device),
+            _map(lambda tensor: tensor.to(device), self.strata),
+        )
+
+
+def _map(change: Callable[[Tensor], Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: change(tensor) for name, tensor in tensors.items()}
