@@ -1,7 +1,8 @@
-"""``rookery data``: public sets and a generated one as edge lists, ready for ``rookery twhin ingest``."""
+"""``rookery data``: public sets and a generated one, ready for ``rookery twhin`` and ``rookery ranker``."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +22,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it 
 
 def register(app: typer.Typer) -> None:
     """Add the group ``data``."""
-    group = typer.Typer(no_args_is_help=True, help="Public data sets and a generated one as typed edge lists.")
+    group = typer.Typer(no_args_is_help=True, help="Public data sets and a generated one, made ready.")
     prepare = typer.Typer(
-        no_args_is_help=True, help="Turn a public data set into edge lists for `rookery twhin ingest`."
+        no_args_is_help=True,
+        help="Turn a public data set into edge lists for `rookery twhin ingest`, or into impressions for "
+        "`rookery ranker`.",
     )
     prepare.command("fb15k237")(_fb15k237)
     prepare.command("lightgcn")(_lightgcn)
     prepare.command("higgs")(_higgs)
     prepare.command("kuairand-history")(_kuairand_history)
+    prepare.command("kuairand")(_kuairand)
     group.add_typer(prepare, name="prepare")
     group.command("planted")(_planted)
     app.add_typer(group, name="data")
@@ -71,6 +75,14 @@ def _kuairand_history(src: Src, out: Out, overwrite: Overwrite = False, as_json:
     _show(kuairand_history.prepare(src, out, overwrite=overwrite), as_json)
 
 
+def _kuairand(src: Src, out: Out, overwrite: Overwrite = False, as_json: JsonFlag = False) -> None:
+    """KuaiRand: impressions with leak-free features and eight labels, split by day, for `rookery ranker`."""
+    from rookery.data.adapters import kuairand
+
+    result = dataclasses.asdict(kuairand.prepare(src, out, overwrite=overwrite))
+    emit(result, as_json, lambda: _render_log(result))
+
+
 def _planted(
     out: Out,
     num_users: Annotated[int, typer.Option(min=1)] = 2000,
@@ -102,3 +114,11 @@ def _render(result: dict[str, Any]) -> Group:
     for name, num_edges in result["num_edges"].items():
         table.add_row(name, f"{num_edges:,}")
     return Group(table, f"next: rookery twhin ingest {result['path']} GRAPH")
+
+
+def _render_log(result: dict[str, Any]) -> Group:
+    table = Table("file", "impressions")
+    for name, num_rows in result["num_rows"].items():
+        table.add_row(f"{name}.parquet", f"{num_rows:,}")
+    left_out = f"{result['num_left_out']:,} impressions of other days are left out"
+    return Group(table, left_out, f"next: rookery ranker init {result['path'] / 'train.parquet'} --label is_click")

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rookery.data.adapters.edge_lists import MAPPING, Prepared, finish, write_query
+from rookery.data.adapters.kuairand_files import DOWNLOAD, sequences_file
 from rookery.data.ingest import Resources, open_database
 from rookery.data.ingest_sources import literal
 from rookery.data.staging import staged
-from rookery.errors import DataError
 
-DOWNLOAD = "https://kuairand.com"
+__all__ = ["DOWNLOAD", "prepare"]
 
-_FILE = "user_sequences_before_20220425.parquet"
 _SEQUENCES = {"watch": "watch_seq", "like": "like_seq", "long_watch": "long_watch_seq"}
 
 _MAPPING = """\
@@ -46,27 +42,12 @@ split:
 
 def prepare(src: Path, out: Path, *, overwrite: bool = False) -> Prepared:
     """Turn the sequences in ``src`` into ``out``, an edge for each entry of a list. Raises ``DataError``."""
-    file = _checked(src / _FILE)
+    file = sequences_file(src)
     with (
         staged(out, overwrite=overwrite, marker=MAPPING) as staging,
         open_database(staging.scratch, Resources()) as db,
     ):
         for name, column in _SEQUENCES.items():
-            query = f"SELECT user_id AS lhs, unnest({column}) AS rhs FROM read_parquet({literal(str(file))})"  # noqa: S608
+            query = f"SELECT user_id AS lhs, unnest({column}) AS rhs FROM read_parquet({literal(str(file))})"
             write_query(db, query, staging.folder / f"{name}.parquet")
         return finish(staging.folder, _MAPPING, out)
-
-
-def _checked(file: Path) -> Path:
-    try:
-        schema = pq.read_schema(file)
-    except FileNotFoundError as error:
-        raise DataError(f"{file.parent}: holds no {file.name}; see {DOWNLOAD} for the set") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a Parquet file that can be read; fetch it again") from error
-    expected = {"user_id": pa.int64()} | dict.fromkeys(_SEQUENCES.values(), pa.list_(pa.int64()))
-    for name, wanted in expected.items():
-        found = schema.field(name).type if name in schema.names else None
-        if found != wanted:
-            raise DataError(f"{file}: column {name!r} is {found or 'absent'}; it must be {wanted}")
-    return file
