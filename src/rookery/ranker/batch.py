@@ -60,13 +60,15 @@ class RankerFeatures:
 class RankerBatch:
     """Features with what they are trained and measured by.
 
-    ``labels`` and ``weights`` ``[batch, T]`` float32, tasks in the order of the model; a weight is that of the row times
-    ``y / pos_rate + (1 - y) / neg_rate`` times the share undone by down-sampling. ``groups`` ``[batch]`` int64: rows of
-    one user have one number. ``strata`` are truth values ``[batch]`` by stratifier.
+    ``labels`` ``[batch, T]`` float32, tasks in the order of the model. ``loss_weights`` ``[batch]`` float32: weight of
+    the row times the share undone by down-sampling. ``weights`` ``[batch, T]`` float32, of the metrics: the same times
+    ``y / pos_rate + (1 - y) / neg_rate``, which the loss leaves to the calibration of its logits. ``groups``
+    ``[batch]`` int64: rows of one user have one number. ``strata`` are truth values ``[batch]`` by stratifier.
     """
 
     features: RankerFeatures
     labels: Tensor
+    loss_weights: Tensor
     weights: Tensor
     groups: Tensor
     strata: Mapping[str, Tensor]
@@ -79,6 +81,7 @@ class RankerBatch:
         return RankerBatch(
             self.features.to(device),
             self.labels.to(device),
+            self.loss_weights.to(device),
             self.weights.to(device),
             self.groups.to(device),
             _map(lambda tensor: tensor.to(device), self.strata),
