@@ -1,14 +1,14 @@
 """Parquet files as an endless, shuffled, resumable stream of batches of tensors.
 
-Order: the row groups of an epoch are permuted and gathered into buffers of about ``buffer_rows`` rows; within a buffer
-every row is permuted. Both permutations are functions of (seed, epoch) alone, so a position is three numbers and a seek
-reads one buffer.
+Order: the row groups of an epoch are permuted and gathered into buffers of about ``buffer_rows`` rows, fewer where
+these would take more than ``buffer_bytes``; within a buffer every row is permuted. Both permutations are functions of
+(seed, epoch) alone, so a position is three numbers and a seek reads one buffer.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rookery.data.row_groups import RowGroupSlice, list_row_groups, read_rows, select_rows
+from rookery.data.columns import ColumnRequest, ColumnType
+from rookery.data.row_filter import RowFilter, filter_rows
+from rookery.data.row_groups import RowGroupSlice, bytes_per_row, list_row_groups, read_rows, select_rows
 from rookery.errors import DataError
 
 Columns = dict[str, Tensor]
@@ -62,9 +64,10 @@ class BatchStream(Protocol):
 class ParquetStream:
     """Batches ``{column: tensor}`` of the rows of some Parquet files; an epoch hands out every row once.
 
-    Columns of integers or floats become ``[batch]``, fixed-size lists ``[batch, width]``. The last batch of an epoch
-    may be smaller. ``offset`` and ``limit`` select rows in file order. Each rank reads row groups of its own, about as
-    many rows each. ``num_epochs`` None: without end. Unshuffled batches are views of a shared buffer: read them only.
+    Columns of integers or floats become ``[batch]``, fixed-size lists ``[batch, width]``; a ``ColumnRequest`` asks for
+    more. The last batch of an epoch may be smaller. ``where`` selects rows by the values of a column, ``offset`` and
+    ``limit`` by their place among these in file order. Each rank reads row groups of its own, about as many rows each.
+    ``num_epochs`` None: without end. Unshuffled batches are views of a shared buffer: read them only.
 
     Memory: two buffers at most, the one in use and the one being decoded ahead; a buffer holds at least one row group.
     Data that fit one buffer are decoded once and stay.
@@ -73,33 +76,48 @@ class ParquetStream:
     def __init__(  # noqa: PLR0913 - each is a choice of its own, named at the call
         self,
         files: Sequence[Path],
-        columns: Sequence[str],
+        columns: Sequence[str | ColumnRequest],
         batch_size: int,
         *,
         seed: int,
         shuffle: bool,
         buffer_rows: int = 4_194_304,
+        buffer_bytes: int = 536_870_912,
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
         offset: int = 0,
+        where: RowFilter | None = None,
         num_epochs: int | None = None,
     ) -> None:
         slices, self._types = list_row_groups(files, columns)
-        shares = _shares(select_rows(slices, offset, limit), world_size)
+        selected = select_rows(slices if where is None else filter_rows(slices, where), offset, limit)
+        shares = _shares(selected, world_size)
         if not all(shares):
-            raise DataError(_too_little_to_read(files, offset, limit, world_size))
+            raise DataError(_too_little_to_read(files, offset, limit, where, world_size))
         self.batch_size = batch_size
         self.num_rows_per_rank = tuple(sum(piece.num_rows for piece in share) for share in shares)
         self.num_rows = self.num_rows_per_rank[rank]
         self.num_epochs = num_epochs
         self._seed = seed
-        self._order = _EpochOrder(shares[rank], seed, shuffle, buffer_rows)
+        self._slices = shares[rank]
+        rows_in_bytes = buffer_bytes // bytes_per_row(self._types)
+        self._order = _EpochOrder(self._slices, seed, shuffle, min(buffer_rows, rows_in_bytes))
         self._whole: Columns | None = None
         self._loading: dict[tuple[int, int], Future[tuple[Columns, Tensor | None]]] = {}
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parquet-stream")
         self._epoch = 0
         self._num_batches = 0
+
+    @property
+    def slices(self) -> Sequence[RowGroupSlice]:
+        """What this rank reads, in file order."""
+        return self._slices
+
+    @property
+    def types(self) -> Mapping[str, ColumnType]:
+        """What each column became."""
+        return self._types
 
     @property
     def batches_per_epoch(self) -> int:
@@ -250,11 +268,14 @@ def _shares(slices: Sequence[RowGroupSlice], world_size: int) -> list[list[RowGr
     return [[slices[number] for number in sorted(share)] for share in shares]
 
 
-def _too_little_to_read(files: Sequence[Path], offset: int, limit: int | None, world_size: int) -> str:
-    where = f"{len(files)} files, first {files[0]}" if files else "no files"
+def _too_little_to_read(
+    files: Sequence[Path], offset: int, limit: int | None, where: RowFilter | None, world_size: int
+) -> str:
+    place = f"{len(files)} files, first {files[0]}" if files else "no files"
+    selection = f"offset={offset}, limit={limit}" + (f", {where}" if where else "")
     if world_size == 1:
-        return f"no rows to read in {where} with offset={offset}, limit={limit}; correct the path or the selection"
+        return f"no rows to read in {place} with {selection}; correct the path or the selection"
     return (
-        f"fewer row groups than the {world_size} ranks in {where} with offset={offset}, limit={limit}; "
+        f"fewer row groups than the {world_size} ranks in {place} with {selection}; "
         "write smaller row groups or use fewer processes"
     )
