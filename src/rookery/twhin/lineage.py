@@ -6,20 +6,17 @@ RUN/graph.json   CRC-32 of the vocabularies and of the training edges
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rookery.checkpoint.files import write_atomically
 from rookery.config.loader import load_config
 from rookery.data.graph import Graph
-from rookery.errors import ConfigError, DataError
+from rookery.errors import DataError
+from rookery.train.lineage import require_same_meaning
 from rookery.twhin.config import TwhinConfig
 
 GRAPH_NOTE = "graph.json"
-
-logger = logging.getLogger(__name__)
 
 # Fields that give the numbers of a checkpoint another meaning; the rest may change on the way, and is reported.
 _MEANING = ("model.comparator", "model.operator_side", "model.relations", "train_data.order", "runtime.seed")
@@ -62,34 +59,10 @@ def require_same_model(run: Path, config: TwhinConfig) -> None:
     path = run / "config.yaml"
     if not path.exists():
         return
-    then = dict(_fields(load_config(TwhinConfig, path).model_dump(mode="json")))
-    now = dict(_fields(config.model_dump(mode="json")))
-    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name) and not name.startswith(_FREE)]
-    refused = [_change(name, then, now) for name in changed if name.startswith(_MEANING)]
-    if refused:
-        listed = "\n".join(f"  {change}" for change in refused)
-        raise ConfigError(
-            f"{run}: its checkpoint was trained as another model:\n{listed}\nrestore the configuration to resume, or "
-            "start from its weights with training.initial_checkpoint_dir in another training.save_dir"
-        )
-    for name in changed:
-        logger.warning("%s: resumed with another %s", run, _change(name, then, now))
+    then = load_config(TwhinConfig, path).model_dump(mode="json")
+    require_same_meaning(run, then, config.model_dump(mode="json"), meaning=_MEANING, free=_FREE)
 
 
 def _noted(run: Path) -> dict[str, Any]:
     path = run / GRAPH_NOTE
     return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings and lists by dotted path."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
-        return
-    for key, member in items:
-        yield from _fields(member, f"{path}.{key}" if path else str(key))
-
-
-def _change(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"{name}={now.get(name)} (was {then.get(name)})"

@@ -1,0 +1,48 @@
+"""Whether a resumed run is still the run that it was: the configuration now against the one that it began with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rookery.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def require_same_meaning(
+    run: Path, then: Mapping[str, Any], now: Mapping[str, Any], *, meaning: Sequence[str], free: Sequence[str]
+) -> None:
+    """Compare two configurations, dumped as JSON, field by field; ``meaning`` and ``free`` are prefixes of paths.
+
+    Raises ``ConfigError`` for changes under ``meaning``, which give the numbers of a checkpoint another meaning; warns
+    of others, except under ``free``.
+    """
+    before, after = dict(_fields(then)), dict(_fields(now))
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    changed = [name for name in names if not name.startswith(tuple(free))]
+    refused = [_change(name, before, after) for name in changed if name.startswith(tuple(meaning))]
+    if refused:
+        listed = "\n".join(f"  {change}" for change in refused)
+        raise ConfigError(
+            f"{run}: its checkpoint was trained as another model:\n{listed}\nrestore the configuration to resume, or "
+            "start from its weights with training.initial_checkpoint_dir in another training.save_dir"
+        )
+    for name in changed:
+        logger.warning("%s: resumed with another %s", run, _change(name, before, after))
+
+
+def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings and lists by dotted path."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+        return
+    for key, member in items:
+        yield from _fields(member, f"{path}.{key}" if path else str(key))
+
+
+def _change(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return f"{name}={now.get(name)} (was {then.get(name)})"
