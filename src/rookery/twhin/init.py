@@ -6,14 +6,12 @@ Different graphs want different models. ``docs/recipes.md`` has the measurements
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from rookery.config.commented import block, scalar
 from rookery.data.graph import Graph
 from rookery.errors import DataError
 
@@ -177,14 +175,14 @@ _RECIPES: dict[RecipeName, Callable[[Graph], Recipe]] = {
 
 
 def _head(graph: Graph, name: RecipeName, recipe: Recipe) -> str:
-    counts = ", ".join(f"{info.num_entities:,} {_scalar(name)}" for name, info in graph.entity_types.items())
+    counts = ", ".join(f"{info.num_entities:,} {scalar(name)}" for name, info in graph.entity_types.items())
     edges = graph.num_edges("train")
-    return _text(
+    return block(
         f"""
-        # TwHIN on {_scalar(str(graph.path))}: {edges:,} training edges, {len(graph.relations)} relations, {counts}.
+        # TwHIN on {scalar(str(graph.path))}: {edges:,} training edges, {len(graph.relations)} relations, {counts}.
         # Recipe {name}: {recipe.reason}.
         # Any field can be replaced on the command line: --set training.train_log_every_n=10
-        graph: {_scalar(str(graph.path.resolve()))}
+        graph: {scalar(str(graph.path.resolve()))}
 
         runtime:
           seed: 0
@@ -198,22 +196,22 @@ def _training(graph: Graph, recipe: Recipe, num_steps: int, save_dir: Path) -> s
     cadence = max(1, -(-num_steps // _VALIDATIONS_PER_RUN))
     lines = f"""
         training:
-          save_dir: {_scalar(str(save_dir))}
+          save_dir: {scalar(str(save_dir))}
           num_epochs: {recipe.num_epochs}     # {num_steps:,} steps; the learning rates below end with them
           train_log_every_n: {max(1, num_steps // _LOGS_PER_RUN)}
           checkpoint_every_n: {cadence}
           checkpoint_max_to_keep: 1
         """
     if "valid" not in graph.splits:
-        return _text(lines) + "  # No split 'valid': nothing is measured during the run, the last checkpoint counts.\n"
+        return block(lines) + "  # No split 'valid': nothing is measured during the run, the last checkpoint counts.\n"
     return (
-        _text(lines)
+        block(lines)
         + _validation_size(graph, recipe)
-        + _text(
+        + block(
             f"""
           # The best checkpoint on the validation split is kept: evaluate, export and neighbors load it.
           validate_every_n: {cadence}
-          keep_best: {{metric: {_scalar(recipe.best_metric)}, mode: max}}
+          keep_best: {{metric: {scalar(recipe.best_metric)}, mode: max}}
         """,
             indent="  ",
         )
@@ -234,7 +232,7 @@ def _validation_size(graph: Graph, recipe: Recipe) -> str:
 def _model(graph: Graph, recipe: Recipe, num_steps: int) -> str:
     warm_up = max(1, round(num_steps * _WARM_UP_SHARE))
     ramp = f"learning_rate: {recipe.learning_rate}, final_learning_rate: 0, num_ramp_steps: {warm_up}"
-    body = _text(
+    body = block(
         f"""
         model:
           # A candidate c is scored for an entity q by comparator(operator(q), c).
@@ -254,7 +252,7 @@ def _model(graph: Graph, recipe: Recipe, num_steps: int) -> str:
     body += "  embeddings:\n    tables:\n"
     for name, info in graph.entity_types.items():
         body += (
-            f"      - name: {_scalar(name)}\n"
+            f"      - name: {scalar(name)}\n"
             f"        num_embeddings: {info.num_entities}\n"
             f"        embedding_dim: {recipe.dim}\n"
             f"        init_scale: {recipe.init_scale}\n"
@@ -263,13 +261,13 @@ def _model(graph: Graph, recipe: Recipe, num_steps: int) -> str:
     body += "  relations:     # in the order of the graph's relation numbers\n"
     for relation in graph.relations:
         fields = {"name": relation.name, "lhs": relation.lhs, "rhs": relation.rhs, "operator": recipe.operator}
-        body += "    - {" + ", ".join(f"{key}: {_scalar(value)}" for key, value in fields.items()) + "}\n"
+        body += "    - {" + ", ".join(f"{key}: {scalar(value)}" for key, value in fields.items()) + "}\n"
     return body
 
 
 def _data(graph: Graph, recipe: Recipe) -> str:
     meaning = "every entity of the right type" if recipe.scores_all else "drawn from the table of the right type"
-    body = _text(
+    body = block(
         f"""
         train_data:
           per_replica_batch_size: {recipe.batch_size}     # edges a step
@@ -284,15 +282,3 @@ def _data(graph: Graph, recipe: Recipe) -> str:
     if "valid" in graph.splits:
         body += "\nvalidation_data:\n  split: valid\n"
     return body + f"\nevaluation:\n  metrics: {recipe.metrics}\n"
-
-
-def _text(block: str, indent: str = "") -> str:
-    return textwrap.indent(textwrap.dedent(block).strip("\n") + "\n", indent)
-
-
-def _scalar(value: str) -> str:
-    """A YAML scalar that stands on one line, also between braces; ``$`` is doubled, since ``${NAME}`` is expanded."""
-    value = value.replace("$", "$$")
-    style = '"' if value.splitlines() != [value] else None
-    listed = yaml.safe_dump([value], default_flow_style=True, default_style=style, width=10**6, allow_unicode=True)
-    return listed.strip().removeprefix("[").removesuffix("]")
