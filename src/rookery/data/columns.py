@@ -44,7 +44,8 @@ class ColumnRequest:
     ``MISSING_ID``; a null in a list is left out, a null list is empty.
     ``label``: float32 ``[rows]``; null is an error.
 
-    With ``nullable`` False a null is an error for every kind.
+    With ``nullable`` False a null is an error for every kind. ``key`` is the name in the batch, where a column is asked
+    for in two ways.
     """
 
     name: str
@@ -52,10 +53,13 @@ class ColumnRequest:
     width: int | None = None
     max_length: int | None = None
     nullable: bool = True
+    key: str = ""
 
     def __post_init__(self) -> None:
         assert self.width is None or (self.kind == "vector" and self.width > 0), self
         assert (self.max_length is not None and self.max_length > 0) == (self.kind == "id_list"), self
+        if not self.key:
+            object.__setattr__(self, "key", self.name)
 
     @property
     def takes_null(self) -> bool:

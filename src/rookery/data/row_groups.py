@@ -61,7 +61,7 @@ def list_row_groups(
         schema = metadata.schema.to_arrow_schema()
         for request in map(as_request, columns):
             found = _column_type(file, schema, request)
-            first = types.setdefault(request.name, found)
+            first = types.setdefault(request.key, found)
             if found != first:
                 raise DataError(
                     f"{file}: column {request.name!r} is {found}, but {first} in {files[0]}; "
@@ -86,18 +86,20 @@ def select_rows(slices: Sequence[RowGroupSlice], offset: int, limit: int | None)
 
 
 def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> dict[str, Tensor]:
-    """The rows of ``slices``, in their order, as one tensor a column: ``[rows]`` or ``[rows, width]``.
+    """The rows of ``slices``, in their order, as one tensor a key: ``[rows]`` or ``[rows, width]``.
 
     Raises ``DataError`` naming file, row group and column where a row group cannot be decoded, and the row, too, where
     a value cannot become what was requested.
     """
     num_rows = sum(piece.num_rows for piece in slices)
-    result = {name: column.allocate(num_rows) for name, column in types.items()}
+    result = {key: column.allocate(num_rows) for key, column in types.items()}
+    names = list(dict.fromkeys(column.request.name for column in types.values()))
     row = 0
     for pieces in _reads(slices, bytes_per_row(types)):
-        table = _read_table(pieces, list(types))
-        for name, column in types.items():
-            _copy_column(table.column(name), result[name].numpy()[row : row + table.num_rows], column, pieces)
+        table = _read_table(pieces, names)
+        for key, column in types.items():
+            target = result[key].numpy()[row : row + table.num_rows]
+            _copy_column(table.column(column.request.name), target, column, pieces)
         row += table.num_rows
     return result
 
