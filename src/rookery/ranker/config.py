@@ -38,6 +38,18 @@ class ModelConfig(StrictModel):
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 
+    def with_whole_paths(self) -> ModelConfig:
+        """The same with absolute paths."""
+        featurization = self.featurization_config
+        if featurization is None or featurization.z_score_log_config is None:
+            return self
+        z_score = featurization.z_score_log_config
+        if z_score.analysis_path is None:
+            return self
+        z_score = z_score.model_copy(update={"analysis_path": z_score.analysis_path.absolute()})
+        featurization = featurization.model_copy(update={"z_score_log_config": z_score})
+        return self.model_copy(update={"featurization_config": featurization})
+
     @model_validator(mode="after")
     def _sharing_fits(self) -> ModelConfig:
         if (self.backbone is None) != (self.multi_task_type == "share_none"):
@@ -167,6 +179,19 @@ class RankerConfig(StrictModel):
     def tasks(self) -> tuple[str, ...]:
         """Tasks of the model, in the order of its logits."""
         return tuple(self.model.tasks)
+
+    def with_whole_paths(self) -> RankerConfig:
+        """The same with absolute paths of data: a run directory is read from other working directories too."""
+        partitions = {name: each.with_whole_paths() for name, each in self.validation_data.items()}
+        return self.model_copy(
+            update={
+                "train_data": self.train_data.with_whole_paths(),
+                "validation_data": partitions,
+                "features": self.features.with_whole_paths(),
+                "preprocess": self.preprocess.with_whole_paths(),
+                "model": self.model.with_whole_paths(),
+            }
+        )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RankerConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from rookery.config.base import OneOf, StrictModel
 from rookery.optim.config import OptimizerConfig
@@ -124,6 +125,11 @@ class FeaturesConfig(StrictModel):
     tables: tuple[TableConfig, ...] = ()
     embeddings: tuple[JoinedEmbedding, ...] = ()
 
+    def with_whole_paths(self) -> FeaturesConfig:
+        """The same with absolute paths."""
+        joined = (each.model_copy(update={"export": each.export.absolute()}) for each in self.embeddings)
+        return self.model_copy(update={"embeddings": tuple(joined)})
+
 
 class TruncateAndSlice(StrictModel):
     """Keep the first so many columns of a block, then those that a mask selects."""
@@ -169,6 +175,14 @@ class PreprocessConfig(StrictModel):
     downsample_negatives: DownsampleNegatives | None = None
     """In training alone."""
 
+    def with_whole_paths(self) -> PreprocessConfig:
+        """The same with absolute paths."""
+        sliced = (
+            each if each.mask_path is None else each.model_copy(update={"mask_path": each.mask_path.absolute()})
+            for each in self.truncate_and_slice
+        )
+        return self.model_copy(update={"truncate_and_slice": tuple(sliced)})
+
 
 class KeysConfig(StrictModel):
     """Columns that describe a row without being features."""
@@ -213,6 +227,10 @@ class PartitionConfig(StrictModel):
     limit: PositiveInt | None = None
     offset: int = Field(default=0, ge=0)
     batch_size: PositiveInt = 4096
+
+    def with_whole_paths(self) -> Self:
+        """The same with absolute paths."""
+        return self.model_copy(update={"inputs": tuple(str(Path(each).absolute()) for each in self.inputs)})
 
 
 class TrainPartition(PartitionConfig):

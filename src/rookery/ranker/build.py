@@ -1,0 +1,88 @@
+"""Construction: from a configuration to a preprocessor, a model and a training job."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from rookery.data.stream import ParquetStream, StreamPosition
+from rookery.optim.schedules import optimizer_schedule
+from rookery.ranker.batch import RankerBatch
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.evaluation import make_validation
+from rookery.ranker.inputs import Inputs
+from rookery.ranker.model import FeatureSizes, RankerModel
+from rookery.ranker.optimizers import make_optimizer
+from rookery.ranker.partition import open_partition
+from rookery.ranker.preprocess import Preprocessor
+from rookery.train.job import Job, LearningRate
+from rookery.train.state import OptimizerState, Stateful, StateGroup, TableOptimizerState
+
+
+def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:
+    """What turns raw columns into features, by the vocabularies of the run."""
+    return Preprocessor(config, inputs)
+
+
+def build_model(config: RankerConfig, preprocessor: Preprocessor, inputs: Inputs, device: torch.device) -> RankerModel:
+    """The model with fresh parameters, drawn from ``runtime.seed`` alone, on ``device``."""
+    sizes = FeatureSizes(
+        num_continuous=preprocessor.num_continuous,
+        num_binary=preprocessor.num_binary,
+        dense_widths=preprocessor.dense_widths,
+        tables=preprocessor.table_sizes,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.runtime.seed)
+        return RankerModel(config, sizes, inputs.vectors, device).to(device)
+
+
+def build_job(
+    config: RankerConfig, preprocessor: Preprocessor, model: RankerModel, device: torch.device
+) -> Job[RankerBatch]:
+    """Everything that the loop needs to train ``model``."""
+    network = make_optimizer(config.optimizer, model)
+    states: dict[str, Stateful] = {"network": OptimizerState(network.optimizer, network.parameters)}
+    tables = model.network.embeddings.tables
+    if tables is not None:
+        states["tables"] = TableOptimizerState(tables)
+    stream = open_partition(config, config.train_data, preprocessor, shuffle=config.train_data.shuffle)
+    return Job(
+        model=model,
+        stream=stream,
+        transform=_transform(preprocessor, stream, device),
+        state={"model": model, "optimizer": StateGroup(states)},
+        learning_rates=(*network.learning_rates, *_table_rates(model)),
+        optimizers=[network.optimizer],
+        validate=make_validation(config, model, preprocessor) if config.training.validate_every_n else None,
+        unit="impressions",
+        device=device,
+    )
+
+
+def _transform(
+    preprocessor: Preprocessor, stream: ParquetStream, device: torch.device
+) -> Callable[[Mapping[str, Tensor], StreamPosition], RankerBatch]:
+    def transform(columns: Mapping[str, Tensor], position: StreamPosition) -> RankerBatch:
+        step = position.epoch * stream.batches_per_epoch + position.num_batches - 1
+        batch = preprocessor.training_batch(columns, step)
+        return batch if device.type == "cpu" else batch.to(device)
+
+    return transform
+
+
+def _table_rates(model: RankerModel) -> tuple[LearningRate, ...]:
+    tables = model.network.embeddings.tables
+    if tables is None:
+        return ()
+    return tuple(
+        LearningRate(
+            f"table/{spec.name}",
+            optimizer_schedule(spec.optimizer),
+            functools.partial(tables.set_learning_rate, spec.name),
+        )
+        for spec in tables.specs
+    )

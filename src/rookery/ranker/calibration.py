@@ -1,0 +1,90 @@
+"""Calibration behind training: a map of each task's logit, fitted on a partition, kept beside the checkpoint it is of.
+
+RUN/calibration/step-000001000.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rookery.checkpoint.files import write_atomically
+from rookery.errors import DataError
+from rookery.nn.calibration import fit_platt
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.model import RankerModel
+from rookery.ranker.partition import evaluation_batches
+from rookery.ranker.preprocess import Preprocessor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``scale · logit + offset`` by task, and what it was fitted on."""
+
+    step: int
+    partition: str
+    method: str
+    scale: Mapping[str, float]
+    offset: Mapping[str, float]
+
+    def apply(self, model: RankerModel) -> None:
+        """Let ``model`` give calibrated probabilities."""
+        model.set_calibration(*(torch.tensor([by[task] for task in model.tasks]) for by in (self.scale, self.offset)))
+
+
+def calibrated(
+    run: Path, step: int, config: RankerConfig, model: RankerModel, preprocessor: Preprocessor
+) -> Calibration | None:
+    """The calibration of a checkpoint, fitted and stored if it is not there yet; None where none is configured."""
+    if config.calibration is None:
+        return None
+    path = run / "calibration" / f"step-{step:09d}.json"
+    stored = _read(path) if path.exists() else None
+    if stored is not None and (stored.partition, stored.method) == (
+        config.calibration.partition,
+        config.calibration.method,
+    ):
+        return stored
+    fitted = fit_calibration(step, config, model, preprocessor)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(vars(fitted), indent=1) + "\n")
+    return fitted
+
+
+def fit_calibration(step: int, config: RankerConfig, model: RankerModel, preprocessor: Preprocessor) -> Calibration:
+    """Fit the maps of all tasks to the labels of the configured partition."""
+    assert config.calibration is not None
+    partition, method = config.calibration.partition, config.calibration.method
+    logits, labels, weights = _predictions(config, partition, model, preprocessor)
+    scale, offset = {}, {}
+    for index, task in enumerate(model.tasks):
+        fitted = fit_platt(logits[:, index], labels[:, index], weights[:, index], method)
+        scale[task], offset[task] = fitted.scale, fitted.offset
+    return Calibration(step, partition, method, scale, offset)
+
+
+@torch.no_grad()
+def _predictions(
+    config: RankerConfig, partition: str, model: RankerModel, preprocessor: Preprocessor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and weights of a partition, each ``[rows, tasks]``."""
+    model.eval()
+    parts = []
+    for batch in evaluation_batches(config, config.validation_data[partition], preprocessor, model.device):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.runtime.enable_amp):
+            logits = model.unsampled_logits(batch.features)
+        parts.append((logits.cpu(), batch.labels.cpu(), batch.weights.cpu()))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return columns[0], columns[1], columns[2]
+
+
+def _read(path: Path) -> Calibration:
+    try:
+        return Calibration(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a calibration ({error}); delete it, it is fitted anew from the data") from error

@@ -1,0 +1,182 @@
+"""The heavy ranker: from the features of impressions to calibrated probabilities of every engagement.
+
+Hot path: ``RankerModel.forward`` → ``RankerNetwork.forward`` (features → one vector → backbone → towers) → loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rookery.nn.featurization import Featurizer
+from rookery.nn.network import InputLayout, build_network
+from rookery.nn.position import PositionDebias
+from rookery.nn.towers import Towers
+from rookery.ranker.batch import RankerBatch, RankerFeatures, TableSize
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.embeddings import FeatureEmbeddings, module_key
+from rookery.ranker.loss import MultiTaskLoss
+from rookery.train.job import Stateful
+from rookery.train.state import ModuleState, StateGroup, TableWeights
+
+
+@dataclass(frozen=True)
+class FeatureSizes:
+    """What the preprocessor says of the features that it makes."""
+
+    num_continuous: int
+    num_binary: int
+    dense_widths: Mapping[str, int]
+    tables: Mapping[str, TableSize]
+
+
+class RankerNetwork(nn.Module):
+    """Features → logits. Holds every parameter."""
+
+    def __init__(
+        self, config: RankerConfig, sizes: FeatureSizes, vectors: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        super().__init__()
+        model = config.model
+        self._sharing = model.multi_task_type
+        self.featurizer = Featurizer(model.featurization_config, sizes.num_continuous, sizes.num_binary)
+        self.dense_norms = nn.ModuleDict({module_key(name): nn.LayerNorm(w) for name, w in sizes.dense_widths.items()})
+        self.embeddings = FeatureEmbeddings(
+            config.features, sizes.tables, vectors, seed=config.runtime.seed, device=device
+        )
+        self.position = PositionDebias(model.position_debias_config) if model.position_debias_config else None
+        layout = self._layout(sizes)
+        self.backbone = build_network(model.backbone, layout, len(model.tasks)) if model.backbone else None
+        self.towers = Towers(model.tasks, self._tower_layout(layout))
+
+    def forward(self, features: RankerFeatures, balance: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Logits ``[batch, tasks]``; ``balance`` acts on the backbone's output."""
+        inputs = self.inputs(features)  # [batch, width]
+        if self.backbone is None:
+            return self.towers(inputs)  # type: ignore[no-any-return]
+        shared = self.backbone(inputs)  # [batch, dim] or [tasks, batch, dim]
+        if balance is not None:
+            shared = balance(shared)
+        if self._sharing == "share_partial":
+            beside = inputs if shared.dim() == 2 else inputs.expand(len(shared), *inputs.shape)
+            shared = torch.cat([beside, shared], -1)
+        return self.towers(shared)  # type: ignore[no-any-return]
+
+    def inputs(self, features: RankerFeatures) -> Tensor:
+        """All features side by side ``[batch, width]``: numbers, dense vectors, position, embeddings."""
+        parts = [self.featurizer(features.continuous, features.binary)]
+        parts += [
+            norm(features.dense[name]) for name, norm in zip(features.dense, self.dense_norms.values(), strict=True)
+        ]
+        if self.position is not None:
+            parts.append(self.position(features.position, len(features.continuous)))
+        parts += self.embeddings(features)
+        return torch.cat([part for part in parts if part.shape[1]], 1)
+
+    def _layout(self, sizes: FeatureSizes) -> InputLayout:
+        start = sizes.num_continuous + sizes.num_binary + sum(sizes.dense_widths.values())
+        start += self.position.out_features if self.position is not None else 0
+        fields = []
+        for width in self.embeddings.widths:
+            fields.append((start, width))
+            start += width
+        return InputLayout(start, tuple(fields))
+
+    def _tower_layout(self, layout: InputLayout) -> InputLayout:
+        if self.backbone is None:
+            return layout
+        width = int(self.backbone.out_features)
+        if self._sharing == "share_all":
+            return InputLayout(width, ())
+        return InputLayout(layout.width + width, layout.fields)
+
+
+class RankerModel(nn.Module):
+    """The network with its loss, and with what makes logits probabilities.
+
+    Calling it with a ``RankerBatch`` gives ``(loss, outputs)``; the backward pass of the loss moves the large tables.
+    """
+
+    def __init__(
+        self, config: RankerConfig, sizes: FeatureSizes, vectors: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        super().__init__()
+        self.tasks = config.tasks
+        self.network = RankerNetwork(config, sizes, vectors, device)
+        self.loss = MultiTaskLoss(config.loss, config.model.tasks)
+        self._add_buffers(config)
+        # Not a submodule: names of parameters must not depend on the switch.
+        run = torch.compile(self.network, dynamic=True) if config.model.compile else self.network
+        self._run: list[Callable[..., Tensor]] = [run]
+        self._balances = config.loss.grad_norm is not None
+
+    def _add_buffers(self, config: RankerConfig) -> None:
+        rates = [config.labels[task] for task in self.tasks]
+        offsets = [math.log(rate.neg_downsampling_rate / rate.pos_downsampling_rate) for rate in rates]
+        chosen = config.score.weights
+        weights = [chosen.get(task, 0.0) if chosen else 1.0 for task in self.tasks]
+        for name, value in {
+            "sampling_offset": offsets,
+            "calibration_scale": [1.0] * len(rates),
+            "calibration_offset": [0.0] * len(rates),
+            "score_weights": weights,
+        }.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+        self.sampling_offset: Tensor
+        self.calibration_scale: Tensor
+        self.calibration_offset: Tensor
+        self.score_weights: Tensor
+
+    def begin_step(self, step: int, micro_step: int, num_micro_steps: int) -> None:
+        """Tables move in the backward pass of the last micro-batch."""
+        if self.network.embeddings.tables is not None:
+            self.network.embeddings.tables.set_accumulating(micro_step + 1 < num_micro_steps)
+
+    def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and the loss of each task as ``loss/<task>``."""
+        balance = self.loss.balance if self._balances else None
+        logits = self._run[0](batch.features, balance) if balance else self._run[0](batch.features)
+        loss, outputs = self.loss(logits, batch.labels, batch.loss_weights)
+        return loss, outputs
+
+    def logits(self, features: RankerFeatures) -> Tensor:
+        """What was trained ``[batch, tasks]``: of the log as it was sampled, uncalibrated."""
+        return self._run[0](features)
+
+    def unsampled_logits(self, features: RankerFeatures) -> Tensor:
+        """Logits of the log before it was sampled: ``p r / (1 - p + p r)`` with ``r = neg_rate / pos_rate``."""
+        return self.logits(features).float() + self.sampling_offset
+
+    def probabilities(self, features: RankerFeatures) -> Tensor:
+        """Calibrated probabilities ``[batch, tasks]``, float32."""
+        return torch.sigmoid(self.calibration_scale * self.unsampled_logits(features) + self.calibration_offset)
+
+    def score(self, probabilities: Tensor) -> Tensor:
+        """The weighted score ``[batch]`` of probabilities ``[batch, tasks]``."""
+        return probabilities @ self.score_weights
+
+    def set_calibration(self, scale: Tensor, offset: Tensor) -> None:
+        """The maps ``scale · logit + offset`` of the tasks, each ``[tasks]``."""
+        self.calibration_scale.copy_(scale)
+        self.calibration_offset.copy_(offset)
+
+    @property
+    def device(self) -> torch.device:
+        return self.calibration_scale.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds of the model: parameters, buffers and tables by name."""
+        return self._state().tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite all of them."""
+        self._state().load_tensors(tensors)
+
+    def _state(self) -> StateGroup:
+        parts: dict[str, Stateful] = {"network": ModuleState(self.network), "loss": ModuleState(self.loss)}
+        tables = self.network.embeddings.tables
+        return StateGroup({**parts, "tables": TableWeights(tables)} if tables is not None else parts)

@@ -1,0 +1,68 @@
+"""A trained ranker, opened for evaluation, scoring and export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rookery.checkpoint.checkpointer import best_step, load_checkpoint
+from rookery.config.loader import load_config
+from rookery.errors import RunNotFound
+from rookery.ranker.build import build_model, build_preprocessor
+from rookery.ranker.calibration import calibrated
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.inputs import Inputs
+from rookery.ranker.model import RankerModel
+from rookery.ranker.preprocess import Preprocessor
+from rookery.train.runtime import choose_device
+
+INPUTS = "inputs"
+"""Folder of a run with its vocabularies and joined vectors."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """Model and preprocessor of one checkpoint, ready to predict."""
+
+    path: Path
+    config: RankerConfig
+    step: int
+    model: RankerModel
+    preprocessor: Preprocessor
+
+    @torch.no_grad()
+    def predict(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Calibrated probabilities ``[batch, tasks]`` of raw columns, as the stream hands them out; on the CPU."""
+        device = self.model.device
+        features = self.preprocessor.features(columns).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.runtime.enable_amp):
+            return self.model.probabilities(features).cpu()
+
+
+def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto") -> LoadedRun:
+    """Load a run; ``auto`` is the best checkpoint if one is kept, else the latest.
+
+    Raises ``RunNotFound`` when there is no such run or checkpoint. Where a checkpoint's calibration was not fitted yet,
+    that is done now, from the run's own data.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise RunNotFound(f"{run}: no config.yaml there; name the save_dir of a training run")
+    config = load_config(RankerConfig, path)
+    if checkpoint == "auto":
+        checkpoint = "latest" if best_step(run) is None else "best"
+    stored = load_checkpoint(run, checkpoint)
+    inputs = Inputs.open(run / INPUTS)
+    preprocessor = build_preprocessor(config, inputs)
+    model = build_model(config, preprocessor, inputs, choose_device(config.runtime.device))
+    model.load_tensors(stored.tensors("model"))
+    model.eval()
+    calibration = calibrated(run, stored.step, config, model, preprocessor)
+    if calibration is not None:
+        calibration.apply(model)
+    return LoadedRun(run, config, stored.step, model, preprocessor)

@@ -1,0 +1,100 @@
+"""The heavy ranker's training: read the configuration, build, run. The loop is ``rookery.train.loop``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
+from rookery.config.loader import dump_config, load_config
+from rookery.ranker.build import build_job, build_model, build_preprocessor
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.inputs import Inputs
+from rookery.ranker.model import RankerModel
+from rookery.ranker.run import INPUTS, load_run
+from rookery.ranker.statistics import fit_featurizer
+from rookery.train.lineage import require_same_meaning
+from rookery.train.loop import TrainingResult, train
+from rookery.train.run import open_run
+from rookery.train.runtime import prepare_runtime
+from rookery.train.sinks import MetricSink
+from rookery.train.state import check_fit
+
+# Fields that give the numbers of a checkpoint another meaning; of the free ones a change matters to nobody.
+_MEANING = ("order of tasks", "features.", "preprocess.", "labels.", "keys.", "model.", "runtime.seed", "train_data.")
+_FREE = (
+    "training.",
+    "runtime.device",
+    "runtime.num_threads",
+    "evaluation.",
+    "validation_data.",
+    "score.",
+    "calibration",
+)
+
+
+def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[MetricSink] = ()) -> TrainingResult:
+    """Train to the last step of the configuration, from the newest checkpoint of ``training.save_dir`` if there is one.
+
+    ``sinks`` take metrics besides the run's own; one that raises ends the training.
+    Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
+    """
+    config = config.with_whole_paths()
+    device = prepare_runtime(config.runtime)
+    save_dir = config.training.save_dir
+    is_resumed = bool(checkpoint_steps(save_dir))
+    if is_resumed:
+        _require_same_model(save_dir, config)
+    inputs = Inputs.open(save_dir / INPUTS) if is_resumed else _new_inputs(config)
+    preprocessor = build_preprocessor(config, inputs)
+    model = build_model(config, preprocessor, inputs, device)
+    job = build_job(config, preprocessor, model, device)
+    with open_run(config.training, dump_config(config)) as run:
+        if run.resume_from is None:
+            fit_featurizer(config, preprocessor, model)
+            _start_from_elsewhere(config, model)
+            inputs.write(save_dir / INPUTS)
+        watched = replace(run, sinks=(*run.sinks, *sinks))
+        result = train(job, watched, config.training, config.runtime, debug=debug)
+    _calibrate(save_dir)
+    return result
+
+
+def _new_inputs(config: RankerConfig) -> Inputs:
+    """Vocabularies counted in the training rows, or those of the run to start from: its rows keep their meaning."""
+    earlier = config.training.initial_checkpoint_dir
+    return Inputs.build(config, None if earlier is None else Inputs.open(_run_of(earlier) / INPUTS))
+
+
+def _run_of(source: Path) -> Path:
+    """The run directory of a run, or of one of its checkpoints."""
+    return next((folder for folder in (source, *source.parents[:2]) if (folder / "config.yaml").exists()), source)
+
+
+def _start_from_elsewhere(config: RankerConfig, model: RankerModel) -> None:
+    source = config.training.initial_checkpoint_dir
+    if source is None:
+        return
+    stored = load_checkpoint(source)
+    check_fit({"model": model}, stored)
+    model.load_tensors(stored.tensors("model"))
+
+
+def _require_same_model(run: Path, config: RankerConfig) -> None:
+    path = run / "config.yaml"
+    if path.exists():
+        require_same_meaning(
+            run, _described(load_config(RankerConfig, path)), _described(config), meaning=_MEANING, free=_FREE
+        )
+
+
+def _described(config: RankerConfig) -> dict[str, object]:
+    return {**config.model_dump(mode="json"), "order of tasks": ", ".join(config.tasks)}
+
+
+def _calibrate(save_dir: Path) -> None:
+    """Fit the calibration of the checkpoints that are used: the best one and the newest."""
+    for step in {checkpoint_steps(save_dir)[-1], best_step(save_dir)} - {None}:
+        if step is not None:
+            load_run(save_dir, step)
