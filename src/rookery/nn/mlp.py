@@ -1,0 +1,133 @@
+"""Multi-layer perceptrons: one, or many of equal shape side by side."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rookery.nn.config import BatchNormConfig, MlpConfig
+from rookery.nn.products import batched_linear, linear, wide_linear
+
+
+class Linear(nn.Module):
+    """``x W^T + b``: ``[batch, in] → [batch, out]``. Xavier-uniform weight, zero bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class StackedLinear(nn.Module):
+    """``num`` linear layers of equal shape; each is initialised as if it stood alone."""
+
+    def __init__(self, num: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(num, out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(num, out_features))
+        for weight in self.weight.detach():
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, in]``, which all layers read, or ``[batch, num, in]`` → ``[batch, num, out]``."""
+        return (wide_linear if x.dim() == 2 else batched_linear)(x, self.weight, self.bias)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of ``[batch, *shape]``, every element of ``shape`` a channel (Ioffe, Szegedy 2015).
+
+    Running statistics take ``momentum`` of each batch, with the unbiased variance, as in ``nn.BatchNorm1d``. A batch
+    of one row has no variance; it is normalised by the running statistics and leaves them as they are.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, config: BatchNormConfig, *shape: int) -> None:
+        super().__init__()
+        self._momentum = config.momentum
+        self.weight = nn.Parameter(torch.ones(shape)) if config.affine else None
+        self.bias = nn.Parameter(torch.zeros(shape)) if config.affine else None
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_var", torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = functional.batch_norm(
+            x.flatten(1),
+            self.running_mean.flatten(),
+            self.running_var.flatten(),
+            None if self.weight is None else self.weight.flatten(),
+            None if self.bias is None else self.bias.flatten(),
+            training=self.training and x.shape[0] > 1,
+            momentum=self._momentum,
+        )
+        return normalised.view(x.shape)
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them: ``[batch, in_features] → [batch, layer_sizes[-1]]``."""
+
+    per_task: ClassVar[bool] = False
+
+    def __init__(self, config: MlpConfig, in_features: int) -> None:
+        super().__init__()
+        self.out_features = config.layer_sizes[-1]
+        layers: list[nn.Module] = []
+        for (size_in, size_out), activated in _layers(config, in_features):
+            layers.append(Linear(size_in, size_out))
+            if activated:
+                layers.extend(_activation(config, size_out))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layers(x)  # [batch, out_features]
+        assert isinstance(out, Tensor)
+        return out
+
+
+class StackedMlp(nn.Module):
+    """``num`` networks of equal shape as batched products: the first layer reads a shared input as one wide product.
+
+    Equals ``num`` modules ``Mlp``; of every parameter and buffer, ``[i]`` along the first dimension is the ``i``-th's.
+    """
+
+    def __init__(self, config: MlpConfig, num: int, in_features: int) -> None:
+        super().__init__()
+        self.out_features = config.layer_sizes[-1]
+        layers: list[nn.Module] = []
+        for (size_in, size_out), activated in _layers(config, in_features):
+            layers.append(StackedLinear(num, size_in, size_out))
+            if activated:
+                layers.extend(_activation(config, num, size_out))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, in]``, which all networks read, or ``[batch, num, in]`` → ``[batch, num, out_features]``."""
+        out = self.layers(x)
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _layers(config: MlpConfig, in_features: int) -> list[tuple[tuple[int, int], bool]]:
+    """Input and output size of each layer, and whether it is activated."""
+    sizes = list(itertools.pairwise((in_features, *config.layer_sizes)))
+    return [(size, i < len(sizes) - 1 or config.final_layer_activation) for i, size in enumerate(sizes)]
+
+
+def _activation(config: MlpConfig, *shape: int) -> list[nn.Module]:
+    """What follows an activated linear layer with outputs ``[batch, *shape]``."""
+    parts: list[nn.Module] = [BatchNorm(config.batch_norm, *shape)] if config.batch_norm is not None else []
+    parts.append(nn.ReLU())
+    if config.dropout is not None:
+        parts.append(nn.Dropout(config.dropout.rate))
+    return parts
