@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rookery.nn.config import DcnConfig
-from rookery.nn.mlp import Mlp
+from rookery.nn.mlp import Linear, Mlp
 
 
 class Dcn(nn.Module):
@@ -52,12 +52,11 @@ class CrossLayer(nn.Module):
 
     def __init__(self, in_features: int, rank: int | None) -> None:
         super().__init__()
-        self.down = None if rank is None else nn.Linear(in_features, rank, bias=False)
-        self.up = nn.Linear(in_features if rank is None else rank, in_features)
-        for linear in (self.down, self.up):
-            if linear is not None:
-                nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(self.up.bias)
+        self.down = None
+        if rank is not None:
+            self.down = nn.Linear(in_features, rank, bias=False)
+            nn.init.xavier_uniform_(self.down.weight)
+        self.up = Linear(in_features if rank is None else rank, in_features)
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
         """Both ``[batch, in]``."""

@@ -53,7 +53,8 @@ class Dlrm(nn.Module):
         if self.bottom_mlp is not None:
             own = [self.bottom_mlp(torch.cat([x[:, start : start + width] for start, width in self.layout.dense], 1))]
         products = self._products(torch.stack([*own, *vectors], dim=1))
-        return self.top_mlp(torch.cat([*own, products], dim=1))
+        out: Tensor = self.top_mlp(torch.cat([*own, products], dim=1))
+        return out
 
     def _products(self, vectors: Tensor) -> Tensor:
         """``[batch, n, dim] -> [batch, n (n - 1) / 2]``: each vector with each later one."""

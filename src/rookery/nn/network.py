@@ -13,7 +13,7 @@ from rookery.nn.mlp import Mlp
 __all__ = ["InputLayout", "Network", "build_network"]
 
 Network = Mlp | MaskNet | Dcn | Dlrm | Mmoe | Ple
-"""All have ``out_features``, and ``per_task``: whether they give ``[tasks, batch, out]`` instead of ``[batch, out]``."""
+"""All have ``out_features`` and ``per_task``: whether they give ``[tasks, batch, out]`` instead of ``[batch, out]``."""
 
 
 def build_network(config: TaskModelConfig, layout: InputLayout, num_tasks: int) -> Network:

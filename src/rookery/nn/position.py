@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rookery.nn.config import PositionDebiasConfig
 
@@ -30,4 +31,5 @@ class PositionDebias(nn.Module):
             return self.table[unknown].expand(batch, -1)
         row = position.clamp(max=self.max_position)
         dropped = torch.rand(batch, device=row.device) < self.drop_probability
-        return self.table[row.masked_fill(dropped | (row < 0), unknown)]
+        # Not table[row]: its backward adds in the order in which threads come, and a run would not repeat itself.
+        return functional.embedding(row.masked_fill(dropped | (row < 0), unknown), self.table)
