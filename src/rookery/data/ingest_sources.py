@@ -65,18 +65,18 @@ class Source:
 
     def column_sql(self, role: str) -> str:
         number = self.roles[role]
-        return f"c{number}" if self.is_text else _identifier(self.columns[number])
+        return f"c{number}" if self.is_text else identifier(self.columns[number])
 
     def table_sql(self, options: str = "") -> str:
         """A DuckDB table expression of the whole file; ``options`` are appended to those of ``read_csv``."""
-        file = literal(re.sub(r"([\[*?])", r"[\1]", str(self.file)))  # DuckDB would take these as a glob
         if not self.is_text:
-            return f"read_parquet({file}, hive_partitioning = false)"
+            return parquet_sql([self.file])
         quote = literal('"' if self.format == "csv" else "")
         columns = ", ".join(f"'c{number}': 'VARCHAR'" for number in range(len(self.columns)))
         return (
-            f"read_csv({file}, auto_detect = false, hive_partitioning = false, columns = {{{columns}}}, "
-            f"header = {self.header}, delim = {literal(self.delimiter)}, quote = {quote}, escape = {quote}{options})"
+            f"read_csv({_path_literal(self.file)}, auto_detect = false, hive_partitioning = false, "
+            f"columns = {{{columns}}}, header = {self.header}, delim = {literal(self.delimiter)}, "
+            f"quote = {quote}, escape = {quote}{options})"
         )
 
 
@@ -85,8 +85,18 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """``name`` as an SQL name."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def parquet_sql(files: Sequence[Path]) -> str:
+    """A DuckDB table expression of the rows of Parquet files."""
+    return f"read_parquet([{', '.join(map(_path_literal, files))}], hive_partitioning = false)"
+
+
+def _path_literal(file: Path) -> str:
+    return literal(re.sub(r"([\[*?])", r"[\1]", str(file)))  # DuckDB would take these as a glob
 
 
 def resolve_sources(sources: Sequence[SourceConfig], folder: Path) -> list[Source]:
