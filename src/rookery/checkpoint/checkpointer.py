@@ -75,10 +75,13 @@ class Checkpointer:
 
 
 @contextmanager
-def run_lock(save_dir: Path) -> Iterator[None]:
+def run_lock(
+    save_dir: Path, *, named: str = "training.save_dir", chosen: str = "in the configuration or with --save-dir"
+) -> Iterator[None]:
     """Hold the run directory alone. The system frees the lock of a process that died.
 
-    Raises ``UserError`` when another process trains there, and when the directory cannot be made or written.
+    Raises ``UserError`` when another process trains there, and when the directory cannot be made or written; ``named``
+    and ``chosen`` say in both what the directory is called and how another is chosen.
     """
     lock = FileLock(save_dir / ".lock", timeout=0)
     try:
@@ -86,12 +89,12 @@ def run_lock(save_dir: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"{save_dir}: another process is training there; wait for it, stop it, or use another training.save_dir"
+            f"{save_dir}: another process is training there; wait for it, stop it, or use another {named}"
         ) from error
     except OSError as error:
         raise UserError(
-            f"training.save_dir={save_dir}: no run can be kept there ({error.strerror or error}); name a folder that "
-            "can be made and written, in the configuration or with --save-dir"
+            f"{named}={save_dir}: no run can be kept there ({error.strerror or error}); name a folder that "
+            f"can be made and written, {chosen}"
         ) from error
     try:
         yield
