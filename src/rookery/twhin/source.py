@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from rookery.config.suggest import did_you_mean
 from rookery.data.graph import MANIFEST, Graph, Vocabulary
 from rookery.errors import DataError, RunNotFound, UserError
+from rookery.train.vector_export import ExportManifest
 from rookery.twhin.build import check_graph
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.embeddings import Embeddings
-from rookery.twhin.export import Export, ExportManifest, LazyMapping, write_export
+from rookery.twhin.export import Export, LazyMapping, write_export
 from rookery.twhin.train import LoadedRun, load_run
 
 CheckpointName = Literal["auto", "latest", "best"] | int

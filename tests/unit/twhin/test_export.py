@@ -17,6 +17,7 @@ from naive_twhin import compare, operate
 
 from rookery.data.graph import Graph, Vocabulary
 from rookery.errors import DataError
+from rookery.train import vector_export
 from rookery.twhin import export
 from rookery.twhin.embeddings import Embeddings
 from rookery.twhin.export import Export, write_export
@@ -76,7 +77,8 @@ def test_files_are_what_the_page_says_they_are(graph: Graph, tmp_path: Path) -> 
 
 
 def test_rows_are_written_a_chunk_at_a_time(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_CHUNK_ROWS", 5)
+    monkeypatch.setattr(export, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(vector_export, "CHUNK_ROWS", 5)
     embeddings = random_embeddings(dtype=torch.float16)
     opened = written(embeddings, graph, tmp_path / "out")
     file = pq.ParquetFile(tmp_path / "out" / "entities" / "user.parquet")
