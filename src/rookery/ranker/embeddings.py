@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rookery.nn.pooling import TargetAttention, pool
 from rookery.ranker.batch import RankerFeatures, TableSize
@@ -106,14 +106,13 @@ class FeatureEmbeddings(nn.Module):
 
     def _read(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         large = {name: ids for name, ids in rows.items() if self._is_large(name)}
-        found = {
-            name: F.embedding(ids, self.small[module_key(name)]) for name, ids in rows.items() if name not in large
-        }
+        small = {name: ids for name, ids in rows.items() if name not in large}
+        found = {name: functional.embedding(ids, self.small[module_key(name)]) for name, ids in small.items()}
         if large:
             assert self.tables is not None
             if torch.is_grad_enabled():
                 return {**found, **self.tables.lookup(large)}
-            found |= {name: F.embedding(ids, self.tables.rows(name)) for name, ids in large.items()}
+            found |= {name: functional.embedding(ids, self.tables.rows(name)) for name, ids in large.items()}
         return found
 
     def _split(self, wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,7 +163,7 @@ class JoinedVectors(nn.Module):
         there = (rows >= 0) & (rows < self._num_vectors)
         if found is None:
             assert self.vectors is not None
-            found = F.embedding(torch.where(there, rows, 0), self.vectors)
+            found = functional.embedding(torch.where(there, rows, 0), self.vectors)
         if rows.dim() == 2:
             found, there = pool(found, there, "mean"), there.any(1)
         found = torch.where(there.unsqueeze(1), found, self.missing)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rookery.nn.config import TaskModelConfig
 from rookery.ranker.config import GradNormWeights, LossConfig
@@ -39,7 +39,7 @@ class MultiTaskLoss(nn.Module):
 
 def task_losses(logits: Tensor, labels: Tensor, row_weights: Tensor, pos_weight: Tensor) -> Tensor:
     """``mean_b w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z))))`` by task ``[tasks]``, in float32."""
-    losses = F.binary_cross_entropy_with_logits(
+    losses = functional.binary_cross_entropy_with_logits(
         logits.float(), labels, weight=row_weights.unsqueeze(1), pos_weight=pos_weight, reduction="none"
     )
     return losses.mean(0)

@@ -66,6 +66,12 @@ class RankerNetwork(nn.Module):
             shared = torch.cat([beside, shared], -1)
         return self.towers(shared)  # type: ignore[no-any-return]
 
+    def compile_parts(self) -> None:
+        """Compile what computes, in place. Tables are left out: they move in the backward pass, by side effect."""
+        for part in (self.featurizer, self.backbone, self.towers):
+            if part is not None:
+                part.compile(dynamic=True)
+
     def inputs(self, features: RankerFeatures) -> Tensor:
         """All features side by side ``[batch, width]``: numbers, dense vectors, position, embeddings."""
         parts = [self.featurizer(features.continuous, features.binary)]
@@ -73,7 +79,7 @@ class RankerNetwork(nn.Module):
             norm(features.dense[name]) for name, norm in zip(features.dense, self.dense_norms.values(), strict=True)
         ]
         if self.position is not None:
-            parts.append(self.position(features.position, len(features.continuous)))
+            parts.append(self.position(features.position, features.num_rows))
         parts += self.embeddings(features)
         return torch.cat([part for part in parts if part.shape[1]], 1)
 
@@ -109,9 +115,8 @@ class RankerModel(nn.Module):
         self.network = RankerNetwork(config, sizes, vectors, device)
         self.loss = MultiTaskLoss(config.loss, config.model.tasks)
         self._add_buffers(config)
-        # Not a submodule: names of parameters must not depend on the switch.
-        run = torch.compile(self.network, dynamic=True) if config.model.compile else self.network
-        self._run: list[Callable[..., Tensor]] = [run]
+        if config.model.compile:
+            self.network.compile_parts()
         self._balances = config.loss.grad_norm is not None
 
     def _add_buffers(self, config: RankerConfig) -> None:
@@ -139,13 +144,13 @@ class RankerModel(nn.Module):
     def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and the loss of each task as ``loss/<task>``."""
         balance = self.loss.balance if self._balances else None
-        logits = self._run[0](batch.features, balance) if balance else self._run[0](batch.features)
+        logits = self.network(batch.features, balance)
         loss, outputs = self.loss(logits, batch.labels, batch.loss_weights)
         return loss, outputs
 
     def logits(self, features: RankerFeatures) -> Tensor:
         """What was trained ``[batch, tasks]``: of the log as it was sampled, uncalibrated."""
-        return self._run[0](features)
+        return self.network(features)  # type: ignore[no-any-return]
 
     def unsampled_logits(self, features: RankerFeatures) -> Tensor:
         """Logits of the log before it was sampled: ``p r / (1 - p + p r)`` with ``r = neg_rate / pos_rate``."""
