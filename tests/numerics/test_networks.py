@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from naive_networks import naive_network
+from networks_on_paper import naive_network
 from torch import Tensor, nn
 
 from rookery.nn.config import TaskModelConfig
