@@ -11,7 +11,7 @@ import pytest
 from naive_ingest import digests, edges_of
 
 from rookery.config.loader import load_config
-from rookery.data.adapters import fb15k237, higgs, kuairand_history, lightgcn
+from rookery.data.adapters import fb15k237, higgs, kuairand, kuairand_history, lightgcn
 from rookery.data.graph import Graph
 from rookery.data.ingest import ingest
 from rookery.data.ingest_config import IngestConfig
@@ -243,7 +243,7 @@ class TestLightGcn:
         assert len(np.unique(users)) == 29_858
 
 
-@pytest.mark.parametrize("adapter", [fb15k237, higgs, kuairand_history, lightgcn])
+@pytest.mark.parametrize("adapter", [fb15k237, higgs, kuairand, kuairand_history, lightgcn])
 def test_every_adapter_says_where_and_under_which_licence(adapter):
     assert "Download: https://" in adapter.__doc__
     assert "Licence: " in adapter.__doc__

@@ -64,28 +64,31 @@ _VIDEO_COLUMNS = {
 }
 
 
-def sequences_file(src: Path) -> Path:
-    """The file of what users did before 25 April, its columns checked. Raises ``DataError``."""
-    expected = {"user_id": pa.int64()} | dict.fromkeys(_LISTS, pa.list_(pa.int64()))
+def sequences_file(src: Path, *needed: str) -> Path:
+    """The file of what users did before 25 April, its columns checked. Raises ``DataError``.
+
+    ``needed`` are columns of integers besides the user and the three lists.
+    """
+    expected = dict.fromkeys(("user_id", *needed), pa.int64()) | dict.fromkeys(_LISTS, pa.list_(pa.int64()))
     return _checked_parquet(src / _SEQUENCES, expected)
 
 
 def load(db: duckdb.DuckDBPyConnection, src: Path) -> None:
     """Fill the tables raw_impression, raw_sequence, raw_user and raw_video. Raises ``DataError``."""
     impressions = _checked_parquet(src / IMPRESSIONS, dict.fromkeys((*_IDS, *OUTCOMES, *LABELS), pa.int64()))
-    sequences = sequences_file(src)
-    users = _read_csv(find_raw(src, _USERS, DOWNLOAD), _USER_COLUMNS)
-    videos = _read_csv(find_raw(src, _VIDEOS, DOWNLOAD), _VIDEO_COLUMNS)
+    sequences = sequences_file(src, "history_len", "last_time_ms")
+    users, videos = (find_raw(src, name, DOWNLOAD) for name in (_USERS, _VIDEOS))
+    tables = {"raw_user": _read_csv(users, _USER_COLUMNS), "raw_video": _read_csv(videos, _VIDEO_COLUMNS)}
     for name, file in (("raw_impression", impressions), ("raw_sequence", sequences)):
         db.execute(f"CREATE TEMP TABLE {name} AS FROM read_parquet({literal(str(file))})")
-    for name, table in (("raw_user", users), ("raw_video", videos)):
+    for name, table in tables.items():
         db.register("arrived", table)
         db.execute(f"CREATE TEMP TABLE {name} AS FROM arrived")
         db.unregister("arrived")
     _require_whole(db, impressions)
     for name, key, place in (
-        ("raw_user", "user_id", src / _USERS),
-        ("raw_video", "video_id", src / _VIDEOS),
+        ("raw_user", "user_id", users),
+        ("raw_video", "video_id", videos),
         ("raw_sequence", "user_id", sequences),
     ):
         _require_unique(db, name, key, place)
