@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_reques
 from rookery.data.convert import BadValue, convert
 from rookery.errors import DataError
 
-# Decoded at a time: bounds the memory beside the result to 8 MB a column of int64, and to 64 MB in all.
+# Decoded at a time by each reader: bounds the memory beside the result to 8 MB a column of int64, and to 64 MB in all
+# where a row group is no larger.
 ROWS_PER_READ = 1_048_576
 BYTES_PER_READ = 67_108_864
+# Arrow decodes columns in parallel, which does not help where one column is most of a row.
+READERS = 2
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,17 @@ def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> 
     num_rows = sum(piece.num_rows for piece in slices)
     result = {key: column.allocate(num_rows) for key, column in types.items()}
     names = list(dict.fromkeys(column.request.name for column in types.values()))
-    row = 0
-    for pieces in _reads(slices, bytes_per_row(types)):
+
+    def read(pieces: Sequence[RowGroupSlice], start: int) -> None:
         table = _read_table(pieces, names)
         for key, column in types.items():
-            target = result[key].numpy()[row : row + table.num_rows]
+            target = result[key].numpy()[start : start + table.num_rows]
             _copy_column(table.column(column.request.name), target, column, pieces)
-        row += table.num_rows
+
+    reads = list(_reads(slices, bytes_per_row(types)))
+    starts = accumulate((sum(piece.num_rows for piece in pieces) for pieces in reads), initial=0)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="parquet-reader") as readers:
+        list(readers.map(read, reads, starts))
     return result
 
 

@@ -137,6 +137,7 @@ def _stream(config: TwhinConfig, files: list[Path]) -> BatchStream:
         seed=config.runtime.seed,
         shuffle=data.shuffle and data.order == "edges",
         buffer_rows=data.buffer_rows,
+        buffer_bytes=None,  # an edge takes 28 bytes: the rows alone decide
         limit=data.limit,
         offset=data.offset,
     )
