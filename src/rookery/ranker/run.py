@@ -13,6 +13,7 @@ from torch import Tensor
 from rookery.checkpoint.checkpointer import best_step, load_checkpoint
 from rookery.config.loader import load_config
 from rookery.errors import RunNotFound
+from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.build import build_model, build_preprocessor
 from rookery.ranker.calibration import calibrated
 from rookery.ranker.config import RankerConfig
@@ -35,17 +36,21 @@ class LoadedRun:
     model: RankerModel
     preprocessor: Preprocessor
 
-    @torch.no_grad()
     def predict(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Calibrated probabilities ``[batch, tasks]`` of raw columns, as the stream hands them out; on the CPU."""
-        device = self.model.device
-        features = self.preprocessor.features(columns).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.runtime.enable_amp):
+        return self.predict_features(self.preprocessor.features(columns).to(self.model.device))
+
+    @torch.no_grad()
+    def predict_features(self, features: RankerFeatures) -> Tensor:
+        """The same of what the network sees, on its device."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.runtime.enable_amp):
             return self.model.probabilities(features).cpu()
 
 
-def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto") -> LoadedRun:
-    """Load a run; ``auto`` is the best checkpoint if one is kept, else the latest.
+def load_run(
+    run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto", device: torch.device | None = None
+) -> LoadedRun:
+    """Load a run; ``auto`` is the best checkpoint if one is kept, else the latest. ``device`` replaces the run's own.
 
     Raises ``RunNotFound`` when there is no such run or checkpoint. Where a checkpoint's calibration was not fitted yet,
     that is done now, from the run's own data.
@@ -59,7 +64,7 @@ def load_run(run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "a
     stored = load_checkpoint(run, checkpoint)
     inputs = Inputs.open(run / INPUTS)
     preprocessor = build_preprocessor(config, inputs)
-    model = build_model(config, preprocessor, inputs, choose_device(config.runtime.device))
+    model = build_model(config, preprocessor, inputs, device or choose_device(config.runtime.device))
     model.load_tensors(stored.tensors("model"))
     model.eval()
     calibration = calibrated(run, stored.step, config, model, preprocessor)
