@@ -175,8 +175,10 @@ def is_text(arrow_type: pa.DataType) -> bool:
     kinds = (
         pa.types.is_string,
         pa.types.is_large_string,
+        pa.types.is_string_view,
         pa.types.is_binary,
         pa.types.is_large_binary,
+        pa.types.is_binary_view,
         pa.types.is_fixed_size_binary,
     )
     return any(kind(arrow_type) for kind in kinds)

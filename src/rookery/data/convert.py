@@ -48,6 +48,8 @@ def _plain(array: pa.Array) -> np.ndarray:
 def _float32(array: pa.Array) -> np.ndarray:
     """Null is NaN. Integers are rounded; numbers out of range become infinite."""
     decoded = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if pa.types.is_decimal(decoded.type):
+        decoded = decoded.cast(pa.float64())  # Arrow's own way to float32 is off by a last digit
     values: np.ndarray = decoded.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     return values
 
