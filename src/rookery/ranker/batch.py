@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ class TableSize:
 class RankerFeatures:
     """Preprocessed features of some rows; all tensors on one device, all numbers finite.
 
-    ``continuous`` ``[batch, Dc]`` and ``binary`` ``[batch, Db]`` are float32, ``dense`` are blocks ``[batch, width]`` by
-    feature, float32. ``discrete`` are int64 rows ``[batch]`` of each feature's table, the last row for the unknown.
-    ``ragged`` are int64 rows ``[batch, max_length]``, -1 behind a list's end. ``joined`` are int64 rows ``[batch]``, or
-    ``[batch, max_length]`` with -1 behind the end, of the joined vectors by embedding; the number of vectors stands for
-    an id without one. ``position`` ``[batch]`` int64, -1 where unknown; None without such a column.
+    ``continuous`` ``[batch, Dc]``, ``binary`` ``[batch, Db]`` and, by feature, ``dense`` ``[batch, width]`` are
+    float32, all else int64. ``discrete`` are rows ``[batch]`` of each feature's table, the last row for the unknown.
+    ``ragged`` are rows ``[batch, max_length]``, -1 behind a list's end. ``joined`` are rows ``[batch]``, or ``[batch,
+    max_length]`` with -1 behind the end, of the joined vectors by embedding; the number of vectors stands for an id
+    without one. ``position`` ``[batch]`` is -1 where unknown, None without such a column.
     """
 
     continuous: Tensor
@@ -64,6 +64,8 @@ class RankerBatch:
     the row times the share undone by down-sampling. ``weights`` ``[batch, T]`` float32, of the metrics: the same times
     ``y / pos_rate + (1 - y) / neg_rate``, which the loss leaves to the calibration of its logits. ``groups``
     ``[batch]`` int64: rows of one user have one number. ``strata`` are truth values ``[batch]`` by stratifier.
+    ``shares`` are for the log: ``miss/<embedding>`` of ids without a vector, ``unknown/<feature>`` of values without a
+    row.
     """
 
     features: RankerFeatures
@@ -72,6 +74,7 @@ class RankerBatch:
     weights: Tensor
     groups: Tensor
     strata: Mapping[str, Tensor]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -85,6 +88,7 @@ class RankerBatch:
             self.weights.to(device),
             self.groups.to(device),
             _map(lambda tensor: tensor.to(device), self.strata),
+            self.shares,
         )
 
 

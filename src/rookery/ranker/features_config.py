@@ -89,6 +89,15 @@ class TableConfig(StrictModel):
     """Share of values that count as unknown in training: teaches the row of the unknown, and holds rare rows."""
     optimizer: OptimizerConfig | None = None
 
+    @model_validator(mode="after")
+    def _values_are_distinct(self) -> TableConfig:
+        if self.values is not None:
+            if len(set(self.values)) < len(self.values):
+                raise ValueError(f"values: {next(v for v in self.values if self.values.count(v) > 1)!r} twice")
+            if len({type(value) for value in self.values}) > 1:
+                raise ValueError("values: integers or strings, as the columns have them, not both")
+        return self
+
 
 class JoinedEmbedding(StrictModel):
     """Vectors of a TwHIN export, joined by id. A row without a vector gets the learned vector of the missing."""
@@ -124,6 +133,11 @@ class FeaturesConfig(StrictModel):
     ragged: tuple[RaggedFeature, ...] = ()
     tables: tuple[TableConfig, ...] = ()
     embeddings: tuple[JoinedEmbedding, ...] = ()
+
+    @property
+    def looked_up(self) -> tuple[DiscreteFeature | RaggedFeature, ...]:
+        """Features with a table."""
+        return (*self.discrete, *self.ragged)
 
     def with_whole_paths(self) -> FeaturesConfig:
         """The same with absolute paths."""

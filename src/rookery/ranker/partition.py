@@ -1,0 +1,111 @@
+"""Rows of a partition as a stream, and its batches as what the model takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from rookery.data.locate import locate_row
+from rookery.data.prefetch import Prefetcher, Transform, prepare
+from rookery.data.stream import Columns, ParquetStream, StreamPosition
+from rookery.ranker.batch import RankerBatch
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.features_config import PartitionConfig, TrainPartition
+from rookery.ranker.files import find_files, row_filter
+from rookery.ranker.preprocess import Preprocessor
+from rookery.ranker.schema import check_schema
+from rookery.ranker.wrong_value import WrongValue
+
+logger = logging.getLogger(__name__)
+
+_PREFETCH_BATCHES = 2
+_BUFFER_ROWS = 1_048_576
+
+
+def open_partition(
+    config: RankerConfig,
+    partition: PartitionConfig,
+    preprocessor: Preprocessor,
+    *,
+    shuffle: bool = False,
+    labels: bool = True,
+    num_epochs: int | None = None,
+) -> ParquetStream:
+    """A stream of the columns that ``preprocessor`` takes; without ``labels`` of those of the features alone.
+
+    Raises ``DataError`` for files without one of the columns, or with columns of another type than in training.
+    """
+    check_schema(config, partition, preprocessor.uses(labels=labels), preprocessor.id_types)
+    return ParquetStream(
+        find_files(partition),
+        preprocessor.requests(labels=labels, keys=labels),
+        partition.batch_size,
+        seed=config.runtime.seed,
+        shuffle=shuffle,
+        buffer_rows=partition.buffer_rows if isinstance(partition, TrainPartition) else _BUFFER_ROWS,
+        limit=partition.limit,
+        offset=partition.offset,
+        where=row_filter(partition),
+        num_epochs=num_epochs,
+    )
+
+
+def make_transform(
+    stream: ParquetStream, preprocessor: Preprocessor, *, training: bool, device: torch.device
+) -> Transform[RankerBatch]:
+    """What makes batches of the columns of ``stream``; down-samples if ``training``.
+
+    It raises ``DataError`` with file and row for a value that cannot be used, and warns once of each feature with
+    numbers that are not finite.
+    """
+    warnings = NonFiniteWarnings(stream, preprocessor)
+
+    def transform(columns: Columns, position: StreamPosition) -> RankerBatch:
+        try:
+            batch = preprocessor.batch(columns, training=training, position=position)
+        except WrongValue as error:
+            raise error.located(stream) from error
+        warnings.give()
+        return batch if device.type == "cpu" else batch.to(device)
+
+    return transform
+
+
+def evaluation_batches(
+    config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor, device: torch.device
+) -> Iterator[RankerBatch]:
+    """Every row of a partition once, in file order, made ready ahead of the model."""
+    stream = open_partition(config, partition, preprocessor, num_epochs=1)
+    transform = make_transform(stream, preprocessor, training=False, device=device)
+    with Prefetcher(prepare(stream, transform), _PREFETCH_BATCHES) as batches:
+        for prepared in batches:
+            yield prepared.batch
+
+
+class NonFiniteWarnings:
+    """Warns of each feature once, when it first has a number that is not finite."""
+
+    def __init__(self, stream: ParquetStream, preprocessor: Preprocessor) -> None:
+        self._stream = stream
+        self._preprocessor = preprocessor
+        self._warned = set(preprocessor.non_finite)
+
+    def give(self) -> None:
+        """Warn of features that are new among those counted; looking for the first place may read their column."""
+        found = self._preprocessor.non_finite
+        if len(found) == len(self._warned):
+            return
+        for feature in sorted(set(found) - self._warned):
+            self._warned.add(feature)
+            logger.warning("%s", self._describe(feature, found[feature]))
+
+    def _describe(self, feature: str, count: int) -> str:
+        column = self._stream.types.get(self._preprocessor.key_of(feature))
+        first = None if column is None else locate_row(self._stream.slices, column, lambda values: ~values.isfinite())
+        place = "" if first is None else f", the first of all at {first}"
+        return (
+            f"feature {feature!r}: {count} of a batch's numbers are null, NaN or infinite{place}; they count as 0, "
+            "here and in scoring. A binary feature that tells whether the number is there keeps what is lost"
+        )

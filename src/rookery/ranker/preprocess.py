@@ -1,0 +1,232 @@
+"""From raw columns to what the network sees: one code for training, evaluation, scoring and exported programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from rookery.data.columns import ColumnRequest
+from rookery.data.ids import MISSING_ID, encode_ids
+from rookery.data.stream import StreamPosition
+from rookery.ranker.batch import RankerBatch, RankerFeatures, TableSize
+from rookery.ranker.blocks import Block, NumericGroup
+from rookery.ranker.columns import ColumnPlan, ColumnUse, id_request
+from rookery.ranker.config import RankerConfig
+from rookery.ranker.features_config import NumericFeature, TableConfig
+from rookery.ranker.inputs import Inputs
+from rookery.ranker.labels import Labels, downsample_negatives
+from rookery.ranker.vocabulary import HashBuckets, KeyLookup, Lookup, RowNumbers
+from rookery.ranker.wrong_value import WrongValue
+
+
+class Preprocessor(nn.Module):
+    """Raw columns, as a stream of ``requests`` hands them out, to features and batches.
+
+    ``features`` is plain tensor operations, so that it is exported together with the network.
+    """
+
+    def __init__(self, config: RankerConfig, inputs: Inputs) -> None:
+        super().__init__()
+        self._config = config
+        self._plan = ColumnPlan(config)
+        self.id_types = inputs.id_types
+        self.non_finite: Counter[str] = Counter()
+        """Numbers that were null, NaN or infinite and became 0, by feature."""
+        features = config.features
+        self.continuous = self._group(features.continuous, inputs)
+        self.binary = self._group(features.binary, inputs)
+        self._dense = {feature.name: self._group((feature,), inputs) for feature in features.dense}
+        self._lookups = {table.name: _lookup(table, inputs) for table in features.tables}
+        self._joins = {joined.name: KeyLookup(inputs.joined[joined.name].ids) for joined in features.embeddings}
+        # Names of features may have dots, which names of modules may not.
+        self.parts = nn.ModuleList([*self._dense.values(), *self._lookups.values(), *self._joins.values()])
+        self._labels = Labels(config, self._plan)
+        self._strata = {
+            one.name: (self._plan.key(id_request(one.column)), int(encode_ids(pa.array([one.value]))[0]))
+            for one in config.evaluation.stratifiers
+        }
+
+    @property
+    def num_continuous(self) -> int:
+        return self.continuous.width
+
+    @property
+    def num_binary(self) -> int:
+        return self.binary.width
+
+    @property
+    def dense_widths(self) -> dict[str, int]:
+        return {name: group.width for name, group in self._dense.items()}
+
+    @property
+    def table_sizes(self) -> dict[str, TableSize]:
+        dims = {table.name: table.embedding_dim for table in self._config.features.tables}
+        return {name: TableSize(lookup.num_rows, dims[name]) for name, lookup in self._lookups.items()}
+
+    @property
+    def num_vectors(self) -> dict[str, int]:
+        """Number of joined vectors by embedding; as a row number it stands for an id without one."""
+        return {name: lookup.num_rows - 1 for name, lookup in self._joins.items()}
+
+    def requests(self, *, labels: bool, keys: bool = True) -> list[ColumnRequest]:
+        """The columns to read: of features; of labels, their times and weights; of users and strata."""
+        return self._plan.requests(labels=labels, keys=keys)
+
+    def uses(self, *, labels: bool) -> list[ColumnUse]:
+        """The fields of the configuration behind ``requests``, with or without those of labels and keys."""
+        return [use for use in self._plan.uses if labels or use.group == "features"]
+
+    def key_of(self, feature: str) -> str:
+        """Where a batch has the column of a numeric feature."""
+        return self._blocks()[feature].key
+
+    def forward(self, columns: Mapping[str, Tensor]) -> RankerFeatures:
+        return self.features(columns)
+
+    def features(self, columns: Mapping[str, Tensor]) -> RankerFeatures:
+        """What the network sees of raw columns. ``WrongValue`` for a row number outside its table."""
+        return self._features(self._with_extracted(columns))
+
+    def batch(
+        self, columns: Mapping[str, Tensor], *, training: bool = False, position: StreamPosition | None = None
+    ) -> RankerBatch:
+        """Features, labels, weights, groups and strata of raw columns; down-sampled if ``training``.
+
+        ``position`` is that of the stream behind the batch: it seeds the down-sampling, and numbers the rows where the
+        log has no users. ``WrongValue`` for labels besides 0 and 1, weights below 0, rows outside their table.
+        """
+        columns = self._with_extracted(columns)
+        labels = self._labels.read(columns)
+        weights = self._labels.row_weights(columns)
+        groups = self._groups(columns, len(weights), position)
+        downsample = self._config.preprocess.downsample_negatives
+        if training and downsample is not None:
+            assert position is not None
+            kept = downsample_negatives(downsample, labels, position)
+            columns, labels = _rows_of(columns, kept.rows), _rows_of(labels, kept.rows)
+            weights, groups = weights[kept.rows] * kept.weights, groups[kept.rows]
+        features = self._features(columns)
+        of_tasks = self._labels.of_tasks(labels)
+        return RankerBatch(
+            features,
+            of_tasks,
+            weights,
+            self._labels.unsampled_weights(of_tasks, weights),
+            groups,
+            {name: columns[key] == value for name, (key, value) in self._strata.items()},
+            self._shares(features),
+        )
+
+    def labels(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rectified labels ``[batch]`` by task, of the columns of labels alone."""
+        return self._labels.read(self._with_extracted(columns))
+
+    def _group(self, features: tuple[NumericFeature, ...], inputs: Inputs) -> NumericGroup:
+        blocks = [Block(feature, self._config.preprocess, inputs.masks, self._plan) for feature in features]
+        return NumericGroup(blocks, self.non_finite)
+
+    def _with_extracted(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The columns and those that are cut out of blocks; the latter as numbers ``[batch]``."""
+        if not self._plan.extracted:
+            return dict(columns)
+        blocks = self._blocks()
+        extracted = {
+            name: blocks[one.source_tensor].column(columns, one.index) for name, one in self._plan.extracted.items()
+        }
+        return {**columns, **extracted}
+
+    def _blocks(self) -> dict[str, Block]:
+        groups = (self.continuous, self.binary, *self._dense.values())
+        return {block.name: block for group in groups for block in group.blocks}
+
+    def _features(self, columns: Mapping[str, Tensor]) -> RankerFeatures:
+        config = self._config.features
+        return RankerFeatures(
+            continuous=self.continuous(columns),
+            binary=self.binary(columns),
+            dense={name: group(columns) for name, group in self._dense.items()},
+            discrete={
+                feature.name: self._rows(feature.table, id_request(feature.source), columns)
+                for feature in config.discrete
+            },
+            ragged={
+                feature.name: self._rows(feature.table, id_request(feature.source, feature.max_length), columns)
+                for feature in config.ragged
+            },
+            joined={
+                joined.name: _find(
+                    self._joins[joined.name], self._ids(id_request(joined.key, joined.max_length), columns)
+                )
+                for joined in config.embeddings
+            },
+            position=self._position(columns),
+        )
+
+    def _rows(self, table: str, request: ColumnRequest, columns: Mapping[str, Tensor]) -> Tensor:
+        lookup = self._lookups[table]
+        ids = self._ids(request, columns)
+        if isinstance(lookup, RowNumbers) and not torch.compiler.is_exporting() and lookup.is_wrong(ids).any():
+            raise _no_row(self._plan.key(request), table, lookup)
+        return _find(lookup, ids)
+
+    def _ids(self, request: ColumnRequest, columns: Mapping[str, Tensor]) -> Tensor:
+        values = columns[self._plan.key(request)]
+        return _whole_numbers(values) if values.is_floating_point() else values
+
+    def _position(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        if self._config.model.position_debias_config is None or self._config.keys.position is None:
+            return None
+        return self._ids(id_request(self._config.keys.position), columns).clamp(min=-1)
+
+    def _groups(self, columns: Mapping[str, Tensor], num_rows: int, position: StreamPosition | None) -> Tensor:
+        if self._config.keys.user is not None:
+            return self._ids(id_request(self._config.keys.user), columns)
+        start = 0 if position is None else (position.num_batches - 1) * position.batch_size
+        return torch.arange(start, start + num_rows)
+
+    def _shares(self, features: RankerFeatures) -> dict[str, float]:
+        """Shares of a batch for the log: a share that grows from one day to the next tells of stale inputs."""
+        sizes, vectors = self.table_sizes, self.num_vectors
+        tables = {feature.name: feature.table for feature in self._config.features.looked_up}
+        rows = {**features.discrete, **features.ragged}
+        unknown = {f"unknown/{name}": _share(rows[name], sizes[table].num_rows - 1) for name, table in tables.items()}
+        return unknown | {f"miss/{name}": _share(found, vectors[name]) for name, found in features.joined.items()}
+
+
+def _lookup(table: TableConfig, inputs: Inputs) -> Lookup:
+    if table.num_embeddings is not None:
+        return RowNumbers(table.num_embeddings + 1)
+    if table.hash_buckets is not None:
+        return HashBuckets(table.hash_buckets + 1)
+    return KeyLookup(inputs.vocabularies[table.name].ids)
+
+
+def _find(lookup: nn.Module, ids: Tensor) -> Tensor:
+    """Rows of ids; -1 behind the end of a list."""
+    rows: Tensor = lookup(ids)
+    return rows if ids.dim() == 1 else torch.where(ids == MISSING_ID, -1, rows)
+
+
+def _whole_numbers(values: Tensor) -> Tensor:
+    """Int64 of an extracted column; a number that is not whole is no id."""
+    whole = (values == values.floor()) & (values.abs() < 2.0**62)
+    return torch.where(whole, values, 0.0).long().masked_fill(~whole, MISSING_ID)
+
+
+def _no_row(key: str, table: str, lookup: RowNumbers) -> WrongValue:
+    remedy = "raise its num_embeddings, or use hash_buckets or a vocabulary"
+    return WrongValue(key, lookup.is_wrong, f"table {table!r} has rows 0 to {lookup.num_rows - 2}; {remedy}")
+
+
+def _rows_of(tensors: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
+
+
+def _share(rows: Tensor, unknown: int) -> float:
+    """Share of the elements (padding is none) that are ``unknown``; 0 of none."""
+    num_elements = rows.numel() if rows.dim() == 1 else int(torch.count_nonzero(rows >= 0))
+    return int(torch.count_nonzero(rows == unknown)) / max(1, num_elements)
