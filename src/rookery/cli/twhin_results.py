@@ -6,7 +6,7 @@ import enum
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rookery.cli.output import JsonFlag, emit
+from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, parse_checkpoint
 from rookery.errors import UserError
 from rookery.types import Side
 
@@ -41,15 +42,10 @@ class Metric(enum.Enum):
     L1 = "l1"
 
 
-RunArgument = Annotated[Path, typer.Argument(help="A training run (its save_dir).", show_default=False)]
 SourceArgument = Annotated[Path, typer.Argument(help="A training run or an export.", show_default=False)]
-CheckpointFlag = Annotated[
-    str, typer.Option(help="auto (the best one if it is kept, else the latest), best, latest, or a step.")
-]
 GraphFlag = Annotated[
     Path | None, typer.Option(help="Where the run's graph lies now, if it has moved.", show_default=False)
 ]
-OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +74,7 @@ def _evaluate(
     from rookery.twhin.evaluation import Evaluator
     from rookery.twhin.source import open_run
 
-    loaded = open_run(run, _checkpoint(checkpoint), graph)
+    loaded = open_run(run, parse_checkpoint(checkpoint), graph)
     if loaded.graph is None:
         raise UserError(f"{run}: trained on bare row numbers; pass the graph of these rows with --graph PATH")
     config = load_config(TwhinConfig, run / "config.yaml", overrides or ())
@@ -102,7 +98,7 @@ def _export(
     """Write the vectors of RUN to OUT: a Parquet file an entity type, the relations, and a manifest."""
     from rookery.twhin.source import export_run
 
-    manifest = export_run(run, out, _checkpoint(checkpoint), graph, overwrite=overwrite)
+    manifest = export_run(run, out, parse_checkpoint(checkpoint), graph, overwrite=overwrite)
     result = {
         "out": out,
         "step": manifest.step,
@@ -146,7 +142,7 @@ def _index(
     from rookery.twhin.source import open_source
 
     config = parse_config(KINDS[kind.value], _named_values(parameters or ()), "--param")
-    opened = open_source(source, _checkpoint(checkpoint), graph)
+    opened = open_source(source, parse_checkpoint(checkpoint), graph)
     if entity_type is None and len(opened.entity_types) > 1:
         raise UserError(f"--type is missing: {source} has {', '.join(opened.entity_types)}; pass one of them")
     entity_type = entity_type or opened.entity_types[0]
@@ -188,18 +184,9 @@ def _neighbors(
     from rookery.twhin.source import open_source
 
     request = NeighborRequest(ids, k, entity_type, relation, side, num_interests, exclude_known)
-    found = find_neighbors(open_source(source, _checkpoint(checkpoint), graph), request, index)
+    found = find_neighbors(open_source(source, parse_checkpoint(checkpoint), graph), request, index)
     result = {"ids": ids, "relation": relation, **vars(found)}
     emit(result, as_json, lambda: _neighbor_table(found, ids, relation))
-
-
-def _checkpoint(text: str) -> Literal["auto", "latest", "best"] | int:
-    match text:
-        case "auto" | "latest" | "best":
-            return text
-        case _ if text.isdecimal():
-            return int(text)
-    raise UserError(f"--checkpoint {text}: must be auto, best, latest or a step number")
 
 
 def _named_values(pairs: Sequence[str]) -> dict[str, str]:
