@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from rookery.data.row_groups import RowGroupSlice, read_column, read_footer
 from rookery.errors import DataError
 
 Bound = int | float | str | date
+T = TypeVar("T", float, np.ndarray)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _DAY_US = 86_400_000_000
@@ -36,6 +38,9 @@ class RowFilter:
     column: str
     at_least: Bound | None = None
     below: Bound | None = None
+
+    def __post_init__(self) -> None:
+        assert self.at_least is not None or self.below is not None
 
     def __str__(self) -> str:
         bounds = {">=": self.at_least, "<": self.below}
@@ -68,8 +73,8 @@ class _FileFilter:
         self._type = schema.field(where.column).type
         paths = [self._metadata.schema.column(index).path for index in range(self._metadata.num_columns)]
         try:
-            self._low = -math.inf if where.at_least is None else _bound(where.at_least, self._type)
-            self._high = math.inf if where.below is None else _bound(where.below, self._type)
+            self._low = None if where.at_least is None else _bound(where.at_least, self._type)
+            self._high = None if where.below is None else _bound(where.below, self._type)
         except ValueError as error:
             raise DataError(
                 f"{file}: rows cannot be selected by {where}: the column is {self._type}; {error}"
@@ -94,18 +99,25 @@ class _FileFilter:
         if statistics is None or not statistics.has_min_max or statistics.physical_type in _WITHOUT_NUMBERS:
             return None
         least, largest = _extremes(statistics, self._type)
-        if largest < self._low or least >= self._high:
+        if not (self._reached(largest) and self._undercut(least)):
             return False
-        whole = self._low <= least and largest < self._high
         # Statistics leave NaN out.
         known = statistics.has_null_count and statistics.null_count == 0 and not pa.types.is_floating(self._type)
-        return True if whole and known else None
+        return True if known and self._reached(least) and self._undercut(largest) else None
 
     def _selected(self, column: pa.ChunkedArray) -> np.ndarray:
         """Booleans ``[rows]``."""
         valid: np.ndarray = column.is_valid().to_numpy()
         values = _comparable(column, self._type)
-        return valid & (values >= self._low) & (values < self._high)
+        return valid & self._reached(values) & self._undercut(values)
+
+    def _reached(self, value: T) -> bool | T:
+        """Whether the lower bound is."""
+        return self._low is None or value >= self._low
+
+    def _undercut(self, value: T) -> bool | T:
+        """Whether the upper bound is."""
+        return self._high is None or value < self._high
 
 
 def _bound(bound: Bound, arrow_type: pa.DataType) -> float:
