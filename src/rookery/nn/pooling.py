@@ -1,7 +1,7 @@
 """One vector from a list of vectors. Of an empty list it is zeros.
 
 ``vectors [batch, length, dim]`` are padded to one length; ``mask [batch, length]`` is true for those that count. The
-others may hold any finite numbers.
+others may hold anything.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Pooling = Literal["mean", "sum", "max"]
 
 def pool(vectors: Tensor, mask: Tensor, how: Pooling) -> Tensor:
     """``[batch, dim]``."""
+    counted = mask.unsqueeze(2)
     if how == "max":
-        return _largest(vectors, mask)
-    weights = mask.to(vectors.dtype)
-    if how == "mean":
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-    return _weighted_sum(weights, vectors)
+        largest = vectors.masked_fill(~counted, -torch.inf).amax(dim=1)
+        return largest.masked_fill(~counted.any(dim=1), 0.0)
+    total = vectors.masked_fill(~counted, 0.0).sum(dim=1)
+    return total if how == "sum" else total / counted.sum(dim=1).clamp(min=1)
 
 
 class TargetAttention(nn.Module):
@@ -43,9 +43,11 @@ class TargetAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+        vectors = vectors.masked_fill(~mask.unsqueeze(2), 0.0)
         scores = self._scores(query, vectors).masked_fill(~mask, -torch.inf)  # [batch, length]
         weights = functional.pad(scores, (0, 1)).softmax(dim=1)[:, :-1]
-        return _weighted_sum(weights, vectors)
+        # As fast as a product of matrices, which has but one row here.
+        return (weights.unsqueeze(2) * vectors).sum(dim=1)
 
     def _scores(self, query: Tensor, vectors: Tensor) -> Tensor:
         """``[batch, length]``. The fourfold input is never laid out: what is of the query alone is taken once a row."""
@@ -56,14 +58,3 @@ class TargetAttention(nn.Module):
         )
         scores: Tensor = self.score(torch.relu(own + met))
         return scores.squeeze(2)
-
-
-def _weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
-    """``[batch, length], [batch, length, dim] -> [batch, dim]`` without a product of that size in between."""
-    return torch.bmm(weights.unsqueeze(1), vectors).squeeze(1)
-
-
-def _largest(vectors: Tensor, mask: Tensor) -> Tensor:
-    counted = mask.unsqueeze(2)
-    largest = vectors.masked_fill(~counted, -torch.inf).amax(dim=1)
-    return largest.masked_fill(~counted.any(dim=1), 0.0)
