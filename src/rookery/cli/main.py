@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 import rookery
-from rookery.cli import config, data, demo, doctor, ranker_score, ranker_train, twhin_ingest, twhin_results, twhin_train
+from rookery.cli import (
+    config,
+    data,
+    demo,
+    doctor,
+    ranker_results,
+    ranker_score,
+    ranker_train,
+    twhin_ingest,
+    twhin_results,
+    twhin_train,
+)
 from rookery.cli.output import run_command
 
 app = typer.Typer(
@@ -40,7 +51,7 @@ for _commands in (twhin_ingest, twhin_train, twhin_results):
     _commands.register(twhin)
 ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impression log to probabilities.")
 app.add_typer(ranker, name="ranker")
-for _commands in (ranker_train, ranker_score):
+for _commands in (ranker_train, ranker_results, ranker_score):
     _commands.register(ranker)
 for _commands in (data, config, doctor, demo):
     _commands.register(app)

@@ -26,11 +26,10 @@ from rookery.ranker.report_svg import element
 class _Column(NamedTuple):
     metric: str
     title: str
-    form: str  # "share", or a format of Python
+    form: str  # "share" (in percent), or a format of Python
 
 
 _COLUMNS: Mapping[str, tuple[_Column, ...]] = {
-    "Rows": (_Column("count", "impressions", ",d"), _Column("positives", "positives", ",d")),
     "Order": (
         _Column("auroc", "AUROC", ".4f"),
         _Column("gauc", "GAUC", ".4f"),
@@ -47,6 +46,7 @@ _COLUMNS: Mapping[str, tuple[_Column, ...]] = {
         _Column("rce", "RCE, %", ".2f"),
         _Column("nrce", "NRCE, %", ".2f"),
     ),
+    "Rows": (_Column("count", "impressions", ",d"), _Column("positives", "positives", ",d")),
 }
 
 _TERMS = (

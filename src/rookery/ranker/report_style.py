@@ -22,7 +22,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-main { max-width: 1240px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 1260px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 header p.kicker { margin: 0; color: var(--soft); font-size: .875rem; overflow-wrap: anywhere; }
 h1 { margin: .1rem 0 1.4rem; font-size: 1.9rem; font-weight: 650; line-height: 1.2; letter-spacing: -.015em; }
 h2 { margin: 3rem 0 .3rem; font-size: 1.2rem; font-weight: 650; letter-spacing: -.005em; }
@@ -36,9 +36,9 @@ dl.facts dd { margin: 0; font-size: 1.3rem; line-height: 1.3; font-variant-numer
 dl.facts small { display: block; color: var(--soft); font-size: .78rem; }
 .scroll { overflow-x: auto; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-th, td { padding: .5rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; line-height: 1.35; }
+th, td { padding: .45rem .5rem; text-align: right; vertical-align: top; white-space: nowrap; line-height: 1.35; }
 thead th { color: var(--soft); font-weight: 500; font-size: .8125rem; vertical-align: bottom; }
 thead tr:last-child th { border-bottom: 1px solid var(--rule); }
 thead th.group { text-align: left; padding-bottom: 0; font-weight: 600; color: var(--ink); }
@@ -46,7 +46,7 @@ th.first, td.first { border-left: 1px solid var(--rule); }
 tbody th, thead th.corner { position: sticky; left: 0; background: var(--card); text-align: left; font-weight: 600; }
 tbody tr + tr th, tbody tr + tr td { border-top: 1px solid var(--grid); }
 tr.mean th, tr.mean td { border-top: 1px solid var(--rule) !important; }
-td small { display: block; color: var(--soft); font-size: .72rem; }
+td small { display: block; color: var(--soft); font-size: .68rem; }
 .none { color: var(--soft); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 1rem; }
 figure { margin: 0; padding: .9rem .9rem .6rem; min-width: 0; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,17 @@ class LoadedRun:
             return self.model.probabilities(features).cpu()
 
 
+def run_config(run: Path, overrides: Sequence[str] = ()) -> RankerConfig:
+    """The configuration of a run, with fields replaced as in ``evaluation.num_bins=10``.
+
+    Raises ``RunNotFound`` where there is no run.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise RunNotFound(f"{run}: no config.yaml there; name the save_dir of a training run")
+    return load_config(RankerConfig, path, overrides)
+
+
 def load_run(
     run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto", device: torch.device | None = None
 ) -> LoadedRun:
@@ -55,10 +66,7 @@ def load_run(
     Raises ``RunNotFound`` when there is no such run or checkpoint. Where a checkpoint's calibration was not fitted yet,
     that is done now, from the run's own data.
     """
-    path = run / "config.yaml"
-    if not path.exists():
-        raise RunNotFound(f"{run}: no config.yaml there; name the save_dir of a training run")
-    config = load_config(RankerConfig, path)
+    config = run_config(run)
     if checkpoint == "auto":
         checkpoint = "latest" if best_step(run) is None else "best"
     stored = load_checkpoint(run, checkpoint)
