@@ -24,14 +24,15 @@ def write_impressions(table: pa.Table, file: Path) -> None:
         if pa.types.is_fixed_size_list(field.type) and not _holds_null(table.column(place)):
             strict = pa.field(field.name, _strict(field.type), nullable=False)
             table = table.set_column(place, strict, table.column(place).cast(strict.type))
-    wide = [field.name for field in table.schema if _is_wide(field.type)]
-    narrow = [name for name in table.column_names if name not in wide]
+    wide = {field.name for field in table.schema if _is_wide(field.type)}
+    leaves = _leaves(table.schema)
+    narrow = [path for path, name in leaves.items() if name not in wide]
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
     pq.write_table(
         table,
         file,
         row_group_size=max(1, min(_MOST_ROWS, _ROW_GROUP_BYTES // bytes_per_row)),
-        compression={name: "none" if name in wide else "snappy" for name in table.column_names},
+        compression={path: "none" if name in wide else "snappy" for path, name in leaves.items()},
         use_dictionary=narrow,
         write_statistics=narrow,
     )
@@ -53,6 +54,15 @@ def pack_vectors(table: pa.Table) -> pa.Table:
                 place, pa.field(field.name, packed, nullable=False), pa.chunked_array(chunks, packed)
             )
     return table
+
+
+def _leaves(schema: pa.Schema) -> dict[str, str]:
+    """The path of each of Parquet's columns, as writers name them, and the column that it is part of."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    parquet = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    paths = [parquet.column(place).path for place in range(len(parquet))]
+    return {path: path.split(".")[0] for path in paths}
 
 
 def _holds_null(column: pa.ChunkedArray) -> bool:

@@ -75,6 +75,45 @@ def test_the_order_differs_by_epoch_and_seed_and_is_otherwise_the_same(tmp_path:
     assert first != epochs(seed=4)[0]
 
 
+def test_the_order_never_changes(tmp_path: Path) -> None:
+    # Runs that were begun by an earlier version go on where they were.
+    stream = ParquetStream(write_files(tmp_path, [24], 4), ["row"], 8, seed=3, shuffle=True, buffer_rows=10)
+    assert [next(stream)["row"].tolist() for _ in range(6)] == [
+        [19, 16, 15, 14, 12, 17, 18, 13],
+        [3, 20, 21, 1, 2, 22, 0, 23],
+        [4, 5, 9, 8, 11, 10, 6, 7],
+        [13, 14, 17, 18, 16, 15, 19, 12],
+        [7, 20, 6, 23, 4, 5, 21, 22],
+        [8, 2, 11, 0, 10, 9, 3, 1],
+    ]
+
+
+def test_a_buffer_is_bounded_by_bytes_where_rows_are_wide(tmp_path: Path) -> None:
+    files = write_files(tmp_path, [24], 4)
+    columns = ["row", "square", "pair"]  # 24 bytes a row
+
+    def orders(**bounds: int | None) -> list[list[int]]:
+        stream = ParquetStream(files, columns, 8, seed=3, shuffle=True, num_epochs=2, **bounds)
+        return [batch["row"].tolist() for batch in stream]
+
+    assert orders(buffer_bytes=10 * 24 + 23) == orders(buffer_rows=10)
+    assert orders(buffer_rows=10, buffer_bytes=24 * 24) == orders(buffer_rows=10)
+    assert orders(buffer_rows=10, buffer_bytes=None) == orders(buffer_rows=10)
+    assert orders(buffer_bytes=1) == orders(buffer_rows=1)  # one row group
+    assert orders() != orders(buffer_rows=10)
+
+
+@pytest.mark.parametrize("bytes_per_read", [1, 24 * 9, 10**9])
+def test_how_much_is_decoded_at_a_time_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_per_read: int
+) -> None:
+    files = write_files(tmp_path, [50, 0, 30], 7)
+    monkeypatch.setattr(row_groups, "BYTES_PER_READ", bytes_per_read)
+    (batch,) = ParquetStream(files, ["row", "square", "pair"], 80, seed=0, shuffle=False, num_epochs=1)
+    assert batch["row"].tolist() == list(range(80))
+    assert batch["pair"].tolist() == [[row, -row] for row in range(80)]
+
+
 def test_a_shuffled_buffer_has_no_trace_of_the_file_order(tmp_path: Path) -> None:
     stream = ParquetStream(write_files(tmp_path, [20_000], 1000), ["row"], 20_000, seed=0, shuffle=True)
     order = next(stream)["row"].double()
