@@ -76,8 +76,8 @@ def mix(ids: Tensor) -> Tensor:
 
 def _shifted(ids: Tensor, bits: int) -> Tensor:
     """Shifted to the right, zeros coming in; torch's own shift brings in the sign."""
-    shifted: Tensor = ids >> bits
-    return shifted & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (ids >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 def last_not_above(keys: Tensor, ids: Tensor) -> Tensor:
