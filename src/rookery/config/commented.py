@@ -14,7 +14,11 @@ def block(text: str, indent: str = "") -> str:
 
 def scalar(value: str) -> str:
     """A YAML scalar that stands on one line, also between braces; ``$`` is doubled, since ``${NAME}`` is expanded."""
-    value = value.replace("$", "$$")
-    style = '"' if value.splitlines() != [value] else None
-    listed = yaml.safe_dump([value], default_flow_style=True, default_style=style, width=10**6, allow_unicode=True)
+    return key(value.replace("$", "$$"))
+
+
+def key(name: str) -> str:
+    """A key of a mapping, in which nothing is expanded."""
+    style = '"' if name.splitlines() != [name] else None
+    listed = yaml.safe_dump([name], default_flow_style=True, default_style=style, width=10**6, allow_unicode=True)
     return listed.strip().removeprefix("[").removesuffix("]")

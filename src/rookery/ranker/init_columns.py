@@ -151,10 +151,10 @@ class SchemaInference:
             return self._few(facts)
         if facts.is_named_id or named & _CATEGORIES:
             return self._id(facts)
-        if facts.is_growing:
-            return LeftOut(facts.name, f"grows from row to row ({facts}): the number of a row, it does not come again")
         if _is_moment(facts):
             return LeftOut(facts.name, _moment(facts))
+        if facts.is_growing:
+            return LeftOut(facts.name, f"grows from row to row ({facts}): the number of a row, it does not come again")
         return Feature("continuous", facts.name, str(facts))
 
     def _text(self, facts: Facts) -> Feature | LeftOut:

@@ -36,6 +36,7 @@ _OUTCOMES = {
     *("buy", "bought", "cart", "conversion", "convert", "open", "finish", "complete", "skip", "save", "bookmark"),
     *("subscribe", "enter", "engage", "engagement", "download", "install", "listen", "rating", "reaction", "outcome"),
 }
+_UNWANTED = {"hate", "dislike", "report", "block", "mute", "skip", "hide", "hidden", "negative", "unfollow"}
 # Words of what was counted before the impression.
 _HISTORY = {
     *("rate", "ctr", "cvr", "count", "counts", "num", "cnt", "avg", "mean", "past", "prev", "previous", "history"),
@@ -253,12 +254,14 @@ def _rates(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _is_named_outcome(name: str) -> bool:
-    parts = words(name)
-    singular = {word.removesuffix("s") for word in parts} | {word.removesuffix("ed") for word in parts}
-    return bool(({*parts} | singular) & _OUTCOMES) and not any(word in _HISTORY or word[0].isdigit() for word in parts)
+    return bool(_stems(name) & _OUTCOMES) and not any(word in _HISTORY or word[0].isdigit() for word in words(name))
 
 
 def is_negative_outcome(name: str) -> bool:
     """Whether a label, by its name, says that the user did not like what was shown."""
-    parts = {*words(name)} | {word.removesuffix("s") for word in words(name)}
-    return bool(parts & {"hate", "dislike", "report", "block", "mute", "skip", "hide", "negative", "unfollow"})
+    return bool(_stems(name) & _UNWANTED)
+
+
+def _stems(name: str) -> set[str]:
+    """The words of a name, and what is left of them without the endings of plural and past."""
+    return {word.removesuffix(ending) for word in words(name) for ending in ("", "s", "ed", "d", "ped", "ted")}

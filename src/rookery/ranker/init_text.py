@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rookery.config.commented import block, scalar
+from rookery.config.commented import block, key, scalar
 from rookery.ranker.init_columns import Feature, LeftOut, Roles, Schema
 from rookery.ranker.init_counts import PartCounts
 from rookery.ranker.init_facts import percent
@@ -107,7 +107,7 @@ def _keys_and_labels(found: Findings) -> str:
         train = found.counts["train"]
         share = train.positives[label] / train.num_rows
         counts = ", ".join(f"{counts.positives[label]:,} {name}" for name, counts in found.counts.items())
-        body += f"  {scalar(label)}: {{}}     # {percent(share)}: {counts}\n"
+        body += f"  {key(label)}: {{}}     # {percent(share)}: {counts}\n"
     return body
 
 
@@ -177,12 +177,12 @@ def _left_out(left_out: list[LeftOut], roles: Roles) -> Iterator[str]:
     if outcomes:
         yield "  # Left out as outcomes: they know what came of it. If one is a label, name it with --label;\n"
         yield "  # if one is known before the impression is shown, add it to the features.\n"
-        yield from (f"  #   {scalar(each.column)}: {one_line(each.reason)}\n" for each in outcomes)
+        yield from (f"  #   {key(each.column)}: {one_line(each.reason)}\n" for each in outcomes)
     if others or roles.time is not None:
         yield "  # Left out:\n"
     if roles.time is not None:
-        yield f"  #   {scalar(roles.time)}: the time; later rows have other values\n"
-    yield from (f"  #   {scalar(each.column)}: {one_line(each.reason)}\n" for each in others)
+        yield f"  #   {key(roles.time)}: the time; later rows have other values\n"
+    yield from (f"  #   {key(each.column)}: {one_line(each.reason)}\n" for each in others)
 
 
 def _data(found: Findings) -> str:
@@ -234,7 +234,7 @@ def _model(found: Findings) -> str:
         """
     )
     for place, task in enumerate(tasks):
-        body += f"    {scalar(task)}: {'*tower' if place else f'&tower {tower}'}\n"
+        body += f"    {key(task)}: {'*tower' if place else f'&tower {tower}'}\n"
     return body
 
 
@@ -265,5 +265,5 @@ def _rest(found: Findings) -> str:
     )
     for task in found.roles.labels:
         weight = "-1.0     # unwanted, by its name" if is_negative_outcome(task) else "1.0"
-        body += f"    {scalar(task)}: {weight}\n"
+        body += f"    {key(task)}: {weight}\n"
     return body
