@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -16,11 +17,19 @@ from rookery.ranker.batch import RankerBatch, RankerFeatures, TableSize
 from rookery.ranker.blocks import Block, NumericGroup
 from rookery.ranker.columns import ColumnPlan, ColumnUse, id_request
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.features_config import NumericFeature, TableConfig
+from rookery.ranker.features_config import DiscreteFeature, NumericFeature, RaggedFeature, TableConfig
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.labels import Labels, downsample_negatives
 from rookery.ranker.vocabulary import HashBuckets, KeyLookup, Lookup, RowNumbers
 from rookery.ranker.wrong_value import WrongValue
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rectified labels ``[batch]`` by task, and rows of joined vectors by embedding as in ``RankerFeatures``."""
+
+    labels: Mapping[str, Tensor]
+    joined: Mapping[str, Tensor]
 
 
 class Preprocessor(nn.Module):
@@ -121,9 +130,25 @@ class Preprocessor(nn.Module):
             self._shares(features),
         )
 
-    def labels(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rectified labels ``[batch]`` by task, of the columns of labels alone."""
-        return self._labels.read(self._with_extracted(columns))
+    def checked_requests(self) -> list[ColumnRequest]:
+        """The columns that ``check`` takes: of labels, of joins, of row numbers, and the blocks that are cut up."""
+        features = self._config.features
+        direct = [feature for feature in features.looked_up if isinstance(self._lookups[feature.table], RowNumbers)]
+        wanted = {self._plan.key(_request(feature)) for feature in direct}
+        wanted |= {self._plan.key(id_request(joined.key, joined.max_length)) for joined in features.embeddings}
+        wanted |= {self.key_of(one.source_tensor) for one in self._plan.extracted.values()}
+        labels = [use.request for use in self._plan.uses if use.group == "labels"]
+        wanted |= {request.key for request in labels}
+        return [request for request in self.requests(labels=True, keys=False) if request.key in wanted]
+
+    def check(self, columns: Mapping[str, Tensor]) -> CheckedRows:
+        """What can be told of rows without their other features. ``WrongValue`` as ``batch`` raises it."""
+        columns = self._with_extracted(columns)
+        for feature in self._config.features.looked_up:
+            if isinstance(self._lookups[feature.table], RowNumbers):
+                self._rows(feature.table, _request(feature), columns)
+        self._labels.row_weights(columns)
+        return CheckedRows(self._labels.read(columns), self._joined(columns))
 
     def _group(self, features: tuple[NumericFeature, ...], inputs: Inputs) -> NumericGroup:
         blocks = [Block(feature, self._config.preprocess, inputs.masks, self._plan) for feature in features]
@@ -150,21 +175,18 @@ class Preprocessor(nn.Module):
             binary=self.binary(columns),
             dense={name: group(columns) for name, group in self._dense.items()},
             discrete={
-                feature.name: self._rows(feature.table, id_request(feature.source), columns)
-                for feature in config.discrete
+                feature.name: self._rows(feature.table, _request(feature), columns) for feature in config.discrete
             },
-            ragged={
-                feature.name: self._rows(feature.table, id_request(feature.source, feature.max_length), columns)
-                for feature in config.ragged
-            },
-            joined={
-                joined.name: _find(
-                    self._joins[joined.name], self._ids(id_request(joined.key, joined.max_length), columns)
-                )
-                for joined in config.embeddings
-            },
+            ragged={feature.name: self._rows(feature.table, _request(feature), columns) for feature in config.ragged},
+            joined=self._joined(columns),
             position=self._position(columns),
         )
+
+    def _joined(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        requests = {
+            joined.name: id_request(joined.key, joined.max_length) for joined in self._config.features.embeddings
+        }
+        return {name: _find(self._joins[name], self._ids(request, columns)) for name, request in requests.items()}
 
     def _rows(self, table: str, request: ColumnRequest, columns: Mapping[str, Tensor]) -> Tensor:
         lookup = self._lookups[table]
@@ -180,7 +202,8 @@ class Preprocessor(nn.Module):
     def _position(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         if self._config.model.position_debias_config is None or self._config.keys.position is None:
             return None
-        return self._ids(id_request(self._config.keys.position), columns).clamp(min=-1)
+        request = id_request(self._config.keys.position)
+        return self._ids(request, columns).clamp(min=-1) if self._plan.key(request) in columns else None
 
     def _groups(self, columns: Mapping[str, Tensor], num_rows: int, position: StreamPosition | None) -> Tensor:
         if self._config.keys.user is not None:
@@ -195,6 +218,10 @@ class Preprocessor(nn.Module):
         rows = {**features.discrete, **features.ragged}
         unknown = {f"unknown/{name}": _share(rows[name], sizes[table].num_rows - 1) for name, table in tables.items()}
         return unknown | {f"miss/{name}": _share(found, vectors[name]) for name, found in features.joined.items()}
+
+
+def _request(feature: DiscreteFeature | RaggedFeature) -> ColumnRequest:
+    return id_request(feature.source, feature.max_length if isinstance(feature, RaggedFeature) else None)
 
 
 def _lookup(table: TableConfig, inputs: Inputs) -> Lookup:
