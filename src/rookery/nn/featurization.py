@@ -30,9 +30,6 @@ class Featurizer(nn.Module):
         double_norm = None if config is None else config.double_norm_log_config
         row_norm = None if double_norm is None else double_norm.layer_norm_config
         self.layer_norm = nn.Identity() if row_norm is None else LayerNorm(row_norm, self.out_features)
-        z_score = None if config is None else config.z_score_log_config
-        self.needs_statistics = z_score is not None and z_score.analysis_path is None
-        """Whether ``fit`` is due with statistics of the training rows (else of the analysis file, or not at all)."""
 
     def forward(self, continuous: Tensor, binary: Tensor) -> Tensor:
         x = torch.cat([self.continuous(finite(continuous)), finite(binary)], dim=1)

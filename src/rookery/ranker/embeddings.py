@@ -16,8 +16,11 @@ from rookery.tables.protocol import TableBackend, TableSpec
 
 
 def module_key(name: str) -> str:
-    """A name as part of a parameter's: torch separates modules by dots, so a dot is written ``__``."""
-    return name.replace(".", "__")
+    """A name as part of a parameter's: ``[name]``, for a container of torch's has attributes like ``items`` of its own.
+
+    torch separates modules by dots, so a dot is written ``__``.
+    """
+    return f"[{name.replace('.', '__')}]"
 
 
 class FeatureEmbeddings(nn.Module):
@@ -125,8 +128,9 @@ class FeatureEmbeddings(nn.Module):
 
     def _pool(self, feature: RaggedFeature, found: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         vectors, mask = found[feature.name], ids >= 0  # [batch, length, dim], [batch, length]
-        if feature.query is None:
+        if feature.pooling != "attention":
             return pool(vectors, mask, feature.pooling)
+        assert feature.query is not None  # the configuration sees to it
         attended: Tensor = self.attention[module_key(feature.name)](found[feature.query], vectors, mask)
         return attended
 

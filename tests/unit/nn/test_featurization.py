@@ -255,12 +255,6 @@ class TestStatistics:
         fresh.load_state_dict(build("z_score_log_config").state_dict())
         torch.testing.assert_close(fresh(counts(), bits()), build("z_score_log_config")(counts(), bits()))
 
-    def test_who_has_to_be_fitted(self, tmp_path: Path) -> None:
-        needs = {kind: build(kind).needs_statistics for kind in KINDS}
-        assert needs == {kind: kind == "z_score_log_config" for kind in KINDS}
-        assert not build("z_score_log_config", {"analysis_path": tmp_path / "analysis.json"}).needs_statistics
-        assert not Featurizer(None, 1, 1).needs_statistics
-
 
 class TestAnalysis:
     WIDTHS: ClassVar[dict[str, int]] = {"likes": 2, "age": 1}
