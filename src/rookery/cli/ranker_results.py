@@ -63,7 +63,7 @@ def _note(result: Mapping[str, Any]) -> None:
 
 def _ended(followed: Mapping[str, Any]) -> str:
     reason = "its training is done" if followed["reason"] == "finished" else "no further checkpoint came in time"
-    return f"{len(followed['evaluated'])} checkpoints measured on {followed['split']}; {reason}"
+    return f"measured on {followed['split']}: {len(followed['evaluated'])} new checkpoints; {reason}"
 
 
 def _tables(result: Mapping[str, Any]) -> Group:
@@ -84,7 +84,7 @@ def _metric_table(title: str, measured: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row("mean over tasks", "", *(_number(measured["mean"][metric]) for metric in _SHOWN))
     bounds = _bounds(measured["intervals"].get("ndcg"))
-    table.caption = f"NDCG of the score: {_number(measured['ndcg'])}{bounds and ' ' + bounds}"
+    table.caption = f"NDCG of the score: {_number(measured['ndcg'])}{f' ({bounds})' if bounds else ''}"
     table.caption_justify = "left"
     return table
 
@@ -101,4 +101,4 @@ def _bounds(interval: tuple[float | None, float | None] | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.4f}"
+    return "–" if value is None else f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"

@@ -65,7 +65,7 @@ def histogram(p: Tensor, y: Tensor, weights: Tensor) -> Histogram:
     kept = weights > 0
     odds = torch.logit(p[kept].double(), eps=EPSILON)
     low, high = (odds.min().item(), odds.max().item()) if len(odds) else (0.0, 0.0)
-    width = (high - low) / HISTOGRAM_BINS or 1.0
+    width = (high - low or 1.0) / HISTOGRAM_BINS
     bins = ((odds - low) / width).long().clamp(0, HISTOGRAM_BINS - 1)
     label, weight = y[kept], weights[kept].double()
     by_label = [torch.bincount(bins[chosen], weight[chosen], HISTOGRAM_BINS).tolist() for chosen in (label, ~label)]

@@ -62,7 +62,10 @@ _TERMS = (
     ("GAUC", "AUROC within each user who has both labels, averaged by their impressions."),
     ("PR-AUC", "average precision: precision at each threshold, averaged over recall."),
     ("NDCG", "gain of each user’s rows in the order of the score, over that of the best order; means over users."),
-    ("intervals", "95% percentiles of a bootstrap that draws users."),
+    (
+        "intervals",
+        "95% percentiles of a bootstrap that draws users. Resampling adds noise to bins, so that of ECE lies too high.",
+    ),
 )
 
 

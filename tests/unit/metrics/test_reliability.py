@@ -63,4 +63,4 @@ def test_nothing_and_one_value() -> None:
     assert reliability(nothing, nothing.bool(), nothing, 20) == []
     assert sum(histogram(nothing, nothing.bool(), nothing).negatives) == 0
     single = histogram(torch.tensor([1.0]), torch.tensor([True]), torch.tensor([3.0]))
-    assert (single.positives[0], single.width) == (3.0, 1.0)
+    assert (single.positives[0], single.width) == (3.0, 1 / 40)
