@@ -112,8 +112,6 @@ def _feature_uses(config: RankerConfig) -> Iterator[ColumnUse]:
     for joined in features.embeddings:
         request = id_request(joined.key, joined.max_length)
         yield ColumnUse(f"features.embeddings.{joined.name}.key", "features", request)
-    if config.model.position_debias_config is not None and config.keys.position is not None:
-        yield ColumnUse("keys.position", "features", id_request(config.keys.position))
 
 
 def _label_uses(config: RankerConfig) -> Iterator[ColumnUse]:
@@ -127,5 +125,8 @@ def _label_uses(config: RankerConfig) -> Iterator[ColumnUse]:
         for task, column in rectify.label_to_engaged_timestamp_field.items():
             place = f"{field}.label_to_engaged_timestamp_field.{task}"
             yield ColumnUse(place, "labels", id_request(column))
+    # With the labels: a row that is yet to be scored has no position, and the model asks for it in training alone.
+    if config.model.position_debias_config is not None and config.keys.position is not None:
+        yield ColumnUse("keys.position", "labels", id_request(config.keys.position))
     if config.keys.weight is not None:
         yield ColumnUse("keys.weight", "labels", ColumnRequest(config.keys.weight, "number"))

@@ -16,11 +16,11 @@ from rookery.tables.protocol import TableBackend, TableSpec
 
 
 def module_key(name: str) -> str:
-    """A name as part of a parameter's: ``[name]``, for a container of torch's has attributes like ``items`` of its own.
+    """A name as part of a parameter's: ``<name>``, for a container of torch's has attributes like ``items`` of its own.
 
     torch separates modules by dots, so a dot is written ``__``.
     """
-    return f"[{name.replace('.', '__')}]"
+    return f"<{name.replace('.', '__')}>"
 
 
 class FeatureEmbeddings(nn.Module):

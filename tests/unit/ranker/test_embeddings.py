@@ -33,10 +33,10 @@ def _config(**changes: Any) -> RankerConfig:
 
 def _naive(embeddings: FeatureEmbeddings, features: RankerFeatures, row: int, pooling: str) -> list[Tensor]:
     """The vectors of one row, its tag list pooled by ``pooling``."""
-    item, tag = embeddings.small["item"], embeddings.small["tag"]
+    item, tag = embeddings.small["<item>"], embeddings.small["<tag>"]
     item_id = item[features.discrete["item_id"][row]]
     seen = [item[each] for each in features.ragged["seen"][row].tolist() if each >= 0]
-    attention = embeddings.attention["seen"]
+    attention = embeddings.attention["<seen>"]
     if seen:
         whole = torch.ones(1, len(seen), dtype=torch.bool)
         attended = attention(item_id.unsqueeze(0), torch.stack(seen).unsqueeze(0), whole)[0]
@@ -49,7 +49,7 @@ def _naive(embeddings: FeatureEmbeddings, features: RankerFeatures, row: int, po
         "max": lambda stacked: stacked.max(0).values,
     }
     pooled = reduced[pooling](torch.stack(tags)) if tags else torch.zeros(3)
-    joined = embeddings.joined["author"]
+    joined = embeddings.joined["<author>"]
     author = features.joined["author"][row].item()
     vector = joined.missing if author == NUM_VECTORS else joined.vectors[author]
     centred = vector - vector.mean()
@@ -62,7 +62,7 @@ def test_vectors_against_a_loop_over_rows(pooling: str) -> None:
     model = small_model(_config(tags={"pooling": pooling})).eval()
     embeddings, features = model.network.embeddings, small_batch().features
     with torch.no_grad():
-        embeddings.joined["author"].missing.normal_()
+        embeddings.joined["<author>"].missing.normal_()
     ours = embeddings(features)
     naive = [_naive(embeddings, features, row, pooling) for row in range(features.num_rows)]
     expected = [torch.stack(column) for column in zip(*naive, strict=True)]
@@ -88,7 +88,7 @@ def test_a_table_that_moves_in_the_backward_pass_moves_as_a_parameter() -> None:
     tables = large.network.embeddings.tables
     assert tables is not None
     with torch.no_grad():
-        small.network.embeddings.small["item"].copy_(tables.rows("item"))
+        small.network.embeddings.small["<item>"].copy_(tables.rows("item"))
         for name, parameter in large.network.embeddings.named_parameters():
             dict(small.network.embeddings.named_parameters())[name].copy_(parameter)
     features = small_batch(3).features
@@ -96,7 +96,7 @@ def test_a_table_that_moves_in_the_backward_pass_moves_as_a_parameter() -> None:
     start = tables.rows("item").clone()
     large.begin_step(0, 0, 1)
     _objective(large.network.embeddings(features)).backward()
-    gradient = small.network.embeddings.small["item"].grad
+    gradient = small.network.embeddings.small["<item>"].grad
     assert gradient is not None and gradient.abs().max() > 0
     torch.testing.assert_close(tables.rows("item"), start - 0.5 * gradient, rtol=1e-4, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_without_gradients_a_large_table_is_read_alone() -> None:
 def test_dropped_values_become_the_unknown_in_training_alone() -> None:
     model = small_model(_config(item={"dropout": 0.5}))
     features = small_batch(0, 4000).features
-    unknown = model.network.embeddings.small["item"][-1].detach()
+    unknown = model.network.embeddings.small["<item>"][-1].detach()
     is_unknown = (features.discrete["item_id"] == 19).float().mean().item()
     torch.manual_seed(0)
     dropped = (model.train().network.embeddings(features)[0] == unknown).all(1).float().mean().item()
@@ -167,7 +167,7 @@ def test_joined_vectors_start_as_exported_and_move_if_asked(author: dict[str, An
 
 def test_lists_of_joined_ids_are_means_of_those_that_are_there() -> None:
     model = small_model(_config(author={"max_length": 3, "layer_norm": False}))
-    joined, vectors = model.network.embeddings.joined["author"], small_vectors()["author"]
+    joined, vectors = model.network.embeddings.joined["<author>"], small_vectors()["author"]
     with torch.no_grad():
         joined.missing.fill_(7.0)
     rows = torch.tensor([[1, 4, -1], [2, NUM_VECTORS, 3], [NUM_VECTORS, -1, -1], [-1, -1, -1]])

@@ -49,7 +49,7 @@ def test_inputs_are_the_features_side_by_side() -> None:
     network = model.network
     parts = [
         network.featurizer(features.continuous, features.binary),
-        network.dense_norms["text__vector"](features.dense["text.vector"]),
+        network.dense_norms["<text__vector>"](features.dense["text.vector"]),
         network.position(features.position, features.num_rows),
         *network.embeddings(features),
     ]
