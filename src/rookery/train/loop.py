@@ -240,8 +240,7 @@ class _Loop(Generic[B]):
         self._job.model.train()
         self._to_sinks({f"validation/{name}": value for name, value in metrics.items()})
         is_best = self._best is not None and self._best.update(self._step_number, metrics)
-        shown = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        progress.note(f"step {self._step_number:,}: validation  {shown}{'  (best so far)' if is_best else ''}")
+        progress.validation(self._step_number, metrics, is_best=is_best)
         return is_best
 
     def _to_sinks(self, metrics: dict[str, float]) -> None:

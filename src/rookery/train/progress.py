@@ -15,7 +15,8 @@ from rich.text import Text
 from typing_extensions import Self
 
 # In a line of text only; the sinks have them all.
-_LEFT_OUT = ("time/", "lr/", "grad_norm/", "epoch")
+_LEFT_OUT = ("time/", "lr/", "grad_norm/", "epoch", "unknown/")
+_MAX_SHOWN = 12
 
 
 class Progress:
@@ -62,6 +63,13 @@ class Progress:
             self._bar.update(self._task, note=_format("loss", metrics["loss"]))
         else:
             self._print(f"step {step:,}/{self._num_steps:,}  {note}  {self._remaining(step)} left")
+
+    def validation(self, step: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
+        """Show the metrics of a validation; of many those that are means over the others."""
+        means = {name: value for name, value in metrics.items() if "mean/" in name}
+        shown = metrics if len(metrics) <= _MAX_SHOWN else means or metrics
+        note = "  ".join(_format(name, value) for name, value in shown.items())
+        self._print(f"step {step:,}: validation  {note}{'  (best so far)' if is_best else ''}")
 
     def note(self, text: str) -> None:
         """A line above the bar."""
