@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 
-from rookery.data.stream import ParquetStream, StreamPosition
 from rookery.optim.schedules import optimizer_schedule
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
@@ -16,7 +13,7 @@ from rookery.ranker.evaluation import make_validation
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.optimizers import make_optimizer
-from rookery.ranker.partition import open_partition
+from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
 from rookery.train.job import Job, LearningRate
 from rookery.train.state import OptimizerState, Stateful, StateGroup, TableOptimizerState
@@ -53,7 +50,7 @@ def build_job(
     return Job(
         model=model,
         stream=stream,
-        transform=_transform(preprocessor, stream, device),
+        transform=make_transform(stream, preprocessor, training=True, device=device),
         state={"model": model, "optimizer": StateGroup(states)},
         learning_rates=(*network.learning_rates, *_table_rates(model)),
         optimizers=[network.optimizer],
@@ -61,17 +58,6 @@ def build_job(
         unit="impressions",
         device=device,
     )
-
-
-def _transform(
-    preprocessor: Preprocessor, stream: ParquetStream, device: torch.device
-) -> Callable[[Mapping[str, Tensor], StreamPosition], RankerBatch]:
-    def transform(columns: Mapping[str, Tensor], position: StreamPosition) -> RankerBatch:
-        step = position.epoch * stream.batches_per_epoch + position.num_batches - 1
-        batch = preprocessor.training_batch(columns, step)
-        return batch if device.type == "cpu" else batch.to(device)
-
-    return transform
 
 
 def _table_rates(model: RankerModel) -> tuple[LearningRate, ...]:

@@ -16,7 +16,7 @@ _SMALLEST_WEIGHT = 1e-3
 
 
 class MultiTaskLoss(nn.Module):
-    """The mean over tasks of each task's mean cross-entropy over the rows, times the task's weight."""
+    """The mean over tasks of each task's weight times its cross-entropy, a weighted mean over the rows."""
 
     def __init__(self, config: LossConfig, towers: Mapping[str, TaskModelConfig]) -> None:
         super().__init__()
@@ -38,11 +38,12 @@ class MultiTaskLoss(nn.Module):
 
 
 def task_losses(logits: Tensor, labels: Tensor, row_weights: Tensor, pos_weight: Tensor) -> Tensor:
-    """``mean_b w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z))))`` by task ``[tasks]``, in float32."""
+    """``sum_b w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z)))) / sum_b w_b`` by task ``[tasks]``, in float32."""
     losses = functional.binary_cross_entropy_with_logits(
         logits.float(), labels, weight=row_weights.unsqueeze(1), pos_weight=pos_weight, reduction="none"
     )
-    return losses.mean(0)
+    # At least the smallest number: rows that all weigh nothing have a loss of 0.
+    return losses.sum(0) / row_weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class Fixed(nn.Module):

@@ -141,12 +141,12 @@ class RankerModel(nn.Module):
         if self.network.embeddings.tables is not None:
             self.network.embeddings.tables.set_accumulating(micro_step + 1 < num_micro_steps)
 
-    def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and the loss of each task as ``loss/<task>``."""
+    def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss of a batch; the loss of each task as ``loss/<task>``, and the shares that the batch came with."""
         balance = self.loss.balance if self._balances else None
         logits = self.network(batch.features, balance)
         loss, outputs = self.loss(logits, batch.labels, batch.loss_weights)
-        return loss, outputs
+        return loss, {**outputs, **batch.shares}
 
     def logits(self, features: RankerFeatures) -> Tensor:
         """What was trained ``[batch, tasks]``: of the log as it was sampled, uncalibrated."""

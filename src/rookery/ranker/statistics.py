@@ -1,32 +1,28 @@
-"""Mean and deviation of the logs of continuous features, measured on training rows."""
+"""Mean and deviation of the logs of continuous features: of a file, or measured on training rows."""
 
 from __future__ import annotations
 
-import torch
-
+from rookery.nn.featurization import Featurizer, LogMoments, read_analysis
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.model import RankerModel
 from rookery.ranker.partition import open_partition
 from rookery.ranker.preprocess import Preprocessor
 
 _MEASURED_ROWS = 1_000_000
 
 
-def fit_featurizer(config: RankerConfig, preprocessor: Preprocessor, model: RankerModel) -> None:
-    """Give a z-score without an analysis file the statistics of the first million training rows, in file order."""
-    featurizer = model.network.featurizer
-    if not featurizer.needs_statistics:
+def fit_featurizer(config: RankerConfig, preprocessor: Preprocessor, featurizer: Featurizer) -> None:
+    """Give a z-score its statistics: those of its file, or of the first million training rows in file order."""
+    chosen = config.model.featurization_config
+    if chosen is None or chosen.z_score_log_config is None:
+        return
+    path = chosen.z_score_log_config.analysis_path
+    if path is not None:
+        widths = {block.name: block.width for block in preprocessor.continuous.blocks}
+        featurizer.fit(*read_analysis(path, widths))
         return
     data = config.train_data
     first = data.model_copy(update={"limit": min(data.limit or _MEASURED_ROWS, _MEASURED_ROWS)})
-    count = 0
-    total = torch.zeros(preprocessor.num_continuous, dtype=torch.float64)  # float32 loses digits over 1e6 addends
-    squares = torch.zeros_like(total)
+    moments = LogMoments(preprocessor.num_continuous)
     for columns in open_partition(config, first, preprocessor, labels=False, num_epochs=1):
-        continuous = preprocessor.features(columns).continuous.double()
-        logs = continuous.sign() * continuous.abs().log1p()
-        count += len(logs)
-        total += logs.sum(0)
-        squares += logs.square().sum(0)
-    mean = total / count
-    featurizer.fit(mean, (squares / count - mean.square()).clamp(min=0).sqrt())
+        moments.add(preprocessor.features(columns).continuous)
+    featurizer.fit(moments.mean, moments.std)

@@ -52,7 +52,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     job = build_job(config, preprocessor, model, device)
     with open_run(config.training, dump_config(config)) as run:
         if run.resume_from is None:
-            fit_featurizer(config, preprocessor, model)
+            fit_featurizer(config, preprocessor, model.network.featurizer)
             _start_from_elsewhere(config, model)
             inputs.write(save_dir / INPUTS)
         watched = replace(run, sinks=(*run.sinks, *sinks))

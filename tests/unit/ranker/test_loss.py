@@ -35,7 +35,7 @@ def _naive_task_losses(logits: Tensor, labels: Tensor, weights: Tensor, pos_weig
             y = labels[row, task].item()
             row_loss = -(pos_weight * y * torch.log(probability) + (1 - y) * torch.log(1 - probability))
             total = total + weights[row].double() * row_loss
-        losses.append(total / len(logits))
+        losses.append(total / weights.double().sum())
     return losses
 
 
