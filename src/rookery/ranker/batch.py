@@ -25,7 +25,7 @@ class RankerFeatures:
     float32, all else int64. ``discrete`` are rows ``[batch]`` of each feature's table, the last row for the unknown.
     ``ragged`` are rows ``[batch, max_length]``, -1 behind a list's end. ``joined`` are rows ``[batch]``, or ``[batch,
     max_length]`` with -1 behind the end, of the joined vectors by embedding; the number of vectors stands for an id
-    without one. ``position`` ``[batch]`` is -1 where unknown, None without such a column.
+    without one. ``position`` ``[batch]`` is -1 where unknown, None where none was read.
     """
 
     continuous: Tensor

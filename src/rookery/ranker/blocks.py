@@ -30,10 +30,11 @@ class Block(nn.Module):
         truncations = {one.feature: one.truncation for one in config.truncate_and_slice}
         self._truncation = truncations.get(feature.name) or feature.width
         mask = masks.get(feature.name)
-        selected = None if mask is None else torch.tensor(mask).nonzero().squeeze(1)
-        self.register_buffer("selected", selected, persistent=False)
+        places = range(self._truncation) if mask is None else [place for place, keep in enumerate(mask) if keep]
+        self.width = len(places)
+        self._places = tuple(places)
+        self.register_buffer("selected", None if mask is None else torch.tensor(places), persistent=False)
         self.selected: Tensor | None
-        self.width = self._truncation if selected is None else len(selected)
 
     def forward(self, columns: Mapping[str, Tensor]) -> Tensor:
         """A view of the column where nothing changes it; may hold numbers that are not finite."""
@@ -48,8 +49,7 @@ class Block(nn.Module):
 
     def column(self, columns: Mapping[str, Tensor], index: int) -> Tensor:
         """One of the columns that are left ``[batch]``, finite and rounded."""
-        place = index if self.selected is None else int(self.selected[index])
-        values = columns[self.key][:, place].float()
+        values = columns[self.key][:, self._places[index]].float()
         return round_to(torch.nan_to_num(values, 0.0, 0.0, 0.0), self.downcast)
 
 
