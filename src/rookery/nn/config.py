@@ -148,6 +148,17 @@ class ZScoreLogConfig(StrictModel):
     clip_magnitude: Positive = 5.0
 
 
+class PiecewiseLinearConfig(StrictModel):
+    """Z-scores of the logs, and beside them for each bin how far the number has come through it: 0 below, 1 above.
+
+    Bins are quantiles of training rows (Gorishniy, Rubachev, Babenko 2022, "piecewise linear encoding"). A network can
+    then bend at each edge without having to learn where to.
+    """
+
+    num_bins: int = Field(default=8, ge=2)
+    clip_magnitude: Positive = 5.0
+
+
 class LayerNormConfig(StrictModel):
     epsilon: float = Field(default=1e-5, ge=0)
     center: bool = True
@@ -167,7 +178,14 @@ class FeaturizationConfig(StrictModel):
 
     one_of: ClassVar[tuple[OneOf, ...]] = (
         OneOf(
-            ("log1p_abs_config", "clip_log1p_abs_config", "z_score_log_config", "double_norm_log_config"), required=True
+            (
+                "log1p_abs_config",
+                "clip_log1p_abs_config",
+                "z_score_log_config",
+                "double_norm_log_config",
+                "piecewise_linear_config",
+            ),
+            required=True,
         ),
     )
 
@@ -175,6 +193,7 @@ class FeaturizationConfig(StrictModel):
     clip_log1p_abs_config: ClipLog1pAbsConfig | None = None
     z_score_log_config: ZScoreLogConfig | None = None
     double_norm_log_config: DoubleNormLogConfig | None = None
+    piecewise_linear_config: PiecewiseLinearConfig | None = None
 
 
 class PositionDebiasConfig(StrictModel):

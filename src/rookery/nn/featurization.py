@@ -15,17 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from rookery.errors import ConfigError
-from rookery.nn.config import DoubleNormLogConfig, FeaturizationConfig, ZScoreLogConfig
+from rookery.nn.config import DoubleNormLogConfig, FeaturizationConfig, PiecewiseLinearConfig, ZScoreLogConfig
 from rookery.nn.mlp import BatchNorm
 from rookery.nn.normalization import LayerNorm
 
+_NARROWEST_BIN = 1e-6
+"""Of the logarithm: rounding must not tell one value from itself."""
+
 
 class Featurizer(nn.Module):
-    """``continuous [batch, Dc]`` and ``binary [batch, Db]`` to ``[batch, Dc + Db]``, without a config as they are."""
+    """``continuous [batch, Dc]`` and ``binary [batch, Db]`` to ``[batch, out_features]``, without a config as they are.
+
+    ``out_features`` is ``Dc + Db``, and with a piecewise linear encoding ``Dc (1 + num_bins) + Db``.
+    """
 
     def __init__(self, config: FeaturizationConfig | None, num_continuous: int, num_binary: int) -> None:
         super().__init__()
-        self.out_features = num_continuous + num_binary
+        bins = None if config is None else config.piecewise_linear_config
+        self.out_features = num_continuous * (1 if bins is None else 1 + bins.num_bins) + num_binary
         self.continuous = nn.Identity() if config is None else _continuous(config, num_continuous)
         double_norm = None if config is None else config.double_norm_log_config
         row_norm = None if double_norm is None else double_norm.layer_norm_config
@@ -35,11 +42,6 @@ class Featurizer(nn.Module):
         x = torch.cat([self.continuous(finite(continuous)), finite(binary)], dim=1)
         normed: Tensor = self.layer_norm(x)
         return normed
-
-    def fit(self, mean: Tensor, std: Tensor) -> None:
-        """Statistics ``[Dc]`` of the signed logarithms, which ``z_score_log_config`` needs before training."""
-        assert isinstance(self.continuous, ZScoreLog)
-        self.continuous.fit(mean, std)
 
 
 class ClippedLog(nn.Module):
@@ -75,6 +77,39 @@ class ZScoreLog(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _clip((signed_log(x) - self.mean) / self.std, self.clip_magnitude)
+
+
+class PiecewiseLinear(nn.Module):
+    """``[batch, Dc]`` to ``[batch, Dc (1 + K)]``: z-scores, then ``clamp((log - low_k) / (high_k - low_k), 0, 1)``.
+
+    The K values of a column lie side by side. A bin without width gives 0: columns with few values have some.
+    """
+
+    low: Tensor
+    scale: Tensor
+
+    def __init__(self, config: PiecewiseLinearConfig, width: int) -> None:
+        super().__init__()
+        self.num_bins = config.num_bins
+        self.z_score = ZScoreLog(ZScoreLogConfig(clip_magnitude=config.clip_magnitude), width)
+        self.register_buffer("low", torch.zeros(width, config.num_bins))
+        self.register_buffer("scale", torch.zeros(width, config.num_bins))
+
+    def fit(self, continuous: Tensor) -> None:
+        """Edges and moments from a sample of rows ``[rows, Dc]``."""
+        logs = signed_log(finite(continuous)).double()
+        self.z_score.fit(logs.mean(0), logs.std(0, correction=0))
+        shares = torch.linspace(0, 1, self.num_bins + 1, dtype=torch.float64)
+        edges = logs.new_empty(logs.shape[1], self.num_bins + 1)
+        for column, place in zip(logs.T, edges, strict=True):  # torch.quantile takes at most 16 M numbers at a time
+            place.copy_(torch.quantile(column, shares))
+        widths = edges.diff(dim=1)
+        self.low.copy_(edges[:, :-1])
+        self.scale.copy_(torch.where(widths > _NARROWEST_BIN, 1 / widths, 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        through = ((signed_log(x).unsqueeze(2) - self.low) * self.scale).clamp(0, 1)  # [batch, Dc, K]
+        return torch.cat([self.z_score(x), through.flatten(1)], dim=1)
 
 
 class DoubleNormLog(nn.Module):
@@ -149,6 +184,8 @@ def signed_log(x: Tensor) -> Tensor:
 def _continuous(config: FeaturizationConfig, width: int) -> nn.Module:
     if config.z_score_log_config is not None:
         return ZScoreLog(config.z_score_log_config, width)
+    if config.piecewise_linear_config is not None:
+        return PiecewiseLinear(config.piecewise_linear_config, width)
     if config.double_norm_log_config is not None:
         return DoubleNormLog(config.double_norm_log_config, width)
     if config.clip_log1p_abs_config is not None:

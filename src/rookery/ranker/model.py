@@ -84,7 +84,7 @@ class RankerNetwork(nn.Module):
         return torch.cat([part for part in parts if part.shape[1]], 1)
 
     def _layout(self, sizes: FeatureSizes) -> InputLayout:
-        start = sizes.num_continuous + sizes.num_binary + sum(sizes.dense_widths.values())
+        start = self.featurizer.out_features + sum(sizes.dense_widths.values())
         start += self.position.out_features if self.position is not None else 0
         fields = []
         for width in self.embeddings.widths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +49,16 @@ def double_norm(x: Array, binary: Array) -> Array:
     return x * np.linspace(1, 2, x.shape[1]) + np.linspace(-1, 0, x.shape[1])
 
 
+def piecewise_linear(x: Array, binary: Array) -> Array:
+    """Fitted to the very rows: quantiles of each column, interpolated as numpy does."""
+    x = logs(x)
+    columns = [np.clip((x - x.mean(0)) / x.std(0), -2, 2)]
+    for column in x.T:
+        edges = np.quantile(column, [0, 0.25, 0.5, 0.75, 1])
+        columns += [np.stack([np.interp(column, [low, high], [0, 1]) for low, high in pairwise(edges)], 1)]
+    return np.concatenate([*columns, binary], 1)
+
+
 Formula = Callable[[Array, Array], Array]
 KINDS: dict[str, tuple[dict[str, Any], Formula]] = {
     "log1p_abs_config": ({}, lambda x, b: np.concatenate([logs(x), b], 1)),
@@ -59,6 +70,7 @@ KINDS: dict[str, tuple[dict[str, Any], Formula]] = {
         {"clip_magnitude": 3.0},
         lambda x, b: np.concatenate([np.clip((logs(x) - MEAN.numpy()) / STD.numpy(), -3, 3), b], 1),
     ),
+    "piecewise_linear_config": ({"num_bins": 4, "clip_magnitude": 2.0}, piecewise_linear),
     "double_norm_log_config": ({"clip_magnitude": 1.2, "layer_norm_config": {"epsilon": 1e-3}}, double_norm),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -68,7 +80,9 @@ def build(kind: str, body: dict[str, Any] | None = None) -> Featurizer:
     config = FeaturizationConfig.model_validate({kind: KINDS[kind][0] if body is None else body})
     featurizer = Featurizer(config, NUM_CONTINUOUS, NUM_BINARY)
     if kind == "z_score_log_config":
-        featurizer.fit(MEAN, STD)
+        featurizer.continuous.fit(MEAN, STD)
+    if kind == "piecewise_linear_config":
+        featurizer.continuous.fit(counts())
     if isinstance(featurizer.layer_norm, LayerNorm) and featurizer.layer_norm.weight is not None:
         width = featurizer.out_features
         with torch.no_grad():
@@ -87,7 +101,7 @@ def test_values(kind: str) -> None:
     found = build(kind)(counts(), bits()).detach().numpy()
     expected = KINDS[kind][1](counts().double().numpy(), bits().double().numpy())
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert found.shape == (NUM_ROWS, NUM_CONTINUOUS + NUM_BINARY)
+    assert found.shape == expected.shape == (NUM_ROWS, build(kind).out_features)
 
 
 @each_kind
@@ -116,9 +130,20 @@ def test_a_block_without_columns(kind: str, num_continuous: int, num_binary: int
     featurizer = Featurizer(FeaturizationConfig.model_validate({kind: {}}), num_continuous, num_binary)
     for _ in range(2):
         out = featurizer(torch.ones(4, num_continuous), torch.ones(4, num_binary))
-        assert out.shape == (4, num_continuous + num_binary)
+        assert out.shape == (4, featurizer.out_features)
         assert out.isfinite().all()
         featurizer.eval()
+
+
+def test_a_column_of_few_values_has_bins_where_they_change() -> None:
+    config = FeaturizationConfig.model_validate({"piecewise_linear_config": {"num_bins": 4}})
+    featurizer = Featurizer(config, 2, 0)
+    rows = torch.tensor([[0.0, 7.0]] * 6 + [[1.0, 7.0]] * 4)  # quantiles 0, 0, 0, 1, 1; a constant
+    featurizer.continuous.fit(rows)
+    out = featurizer(torch.tensor([[0.0, 7.0], [1.0, 7.0], [5.0, 9.0]]), torch.empty(3, 0))
+    assert out[:, 2:6].tolist() == [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    assert out[:, 6:].abs().max() == 0
+    assert out[:2, 1].tolist() == [0, 0]
 
 
 @each_kind
@@ -239,7 +264,7 @@ class TestStatistics:
         x = torch.arange(1.0, 6.0).expand(4, -1)
         moments.add(x)
         featurizer = build("z_score_log_config")
-        featurizer.fit(moments.mean, moments.std)
+        featurizer.continuous.fit(moments.mean, moments.std)
         out = featurizer(x, bits(4))[:, :NUM_CONTINUOUS]
         torch.testing.assert_close(out, torch.zeros_like(out), rtol=0, atol=1e-6)
 
