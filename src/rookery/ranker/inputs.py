@@ -29,7 +29,7 @@ from rookery.ranker.counting import Vocabulary, count_vocabularies, inline_vocab
 from rookery.ranker.files import partition_rows
 from rookery.ranker.joins import JoinedVectors, check_join, read_join
 from rookery.ranker.masks import Mask, preprocess_problems, read_masks
-from rookery.ranker.schema import IdType, check_schema, type_problems
+from rookery.ranker.schema import IdType, absent_columns, check_schema, type_problems
 
 MANIFEST = "manifest.json"
 
@@ -122,13 +122,14 @@ def _check(config: RankerConfig, masks: Mapping[str, Mask]) -> dict[str, IdType]
     types: dict[str, IdType] = {}
     for partition in (config.train_data, *config.validation_data.values()):
         try:
+            problems += absent_columns(config, partition)
             types = check_schema(config, partition, uses, types)
         except DataError as error:
-            problems.append(str(error))
+            problems += str(error).splitlines()
     if not problems:
         problems += type_problems(config, types)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))  # partitions may share files
     return types
 
 

@@ -82,14 +82,15 @@ def id_type(arrow_type: pa.DataType) -> IdType:
 def _file_problems(
     config: RankerConfig, file: Path, schema: pa.Schema, uses: Sequence[ColumnUse], types: dict[str, IdType]
 ) -> Iterator[str]:
+    mixed: set[str] = set()
     for use in uses:
-        problem = _problem(schema, use.request)
+        name, problem = use.request.name, _problem(schema, use.request)
         if problem is not None:
             yield f"{file}: {problem} ({use.field})"
-            continue
-        if use.request.kind in {"id", "id_list"}:
-            name, found = use.request.name, id_type(schema.field(use.request.name).type)
+        elif use.request.kind in {"id", "id_list"} and name not in mixed:
+            found = id_type(schema.field(name).type)
             if types.setdefault(name, found) != found:
+                mixed.add(name)
                 yield (
                     f"{file}: column {name!r} holds {found}s, and {types[name]}s before; an id written in two ways is "
                     f"two ids: write it in one ({use.field})"
@@ -100,6 +101,18 @@ def _file_problems(
                 f"{file}: has a column {one.name!r}, and preprocess.extract_features makes one of this name; choose "
                 "another name"
             )
+
+
+def absent_columns(config: RankerConfig, partition: PartitionConfig) -> Iterator[str]:
+    """Columns that no batch has and that the configuration names all the same: of items, times and row filters."""
+    named = {"keys.item": config.keys.item, "keys.time": config.keys.time}
+    if partition.rows is not None:
+        named["rows.column"] = partition.rows.column
+    for file in find_files(partition):
+        names = read_footer(file).schema.to_arrow_schema().names
+        for field, column in named.items():
+            if column is not None and column not in names:
+                yield f"{file}: no column {column!r}; {did_you_mean(column, names)} ({field})"
 
 
 def _problem(schema: pa.Schema, request: ColumnRequest) -> str | None:
