@@ -132,8 +132,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: a reader sees the old or the new text, also after a crash."""
-    beside = path.with_name(f".{path.name}.writing")
+    """Replace ``path`` by ``text``: a reader sees the old or the new text, also after a crash.
+
+    Of several processes that write at once, one wins.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
     beside.write_text(text)
     force_to_disk(beside)
     beside.replace(path)

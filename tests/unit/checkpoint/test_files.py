@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,17 @@ def test_atomic_text_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         write_atomically(file, "new")
     assert file.read_text() == "old"
+
+
+def test_two_processes_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from rookery.checkpoint.files import write_atomically\n"
+        "for _ in range(200): write_atomically(Path(sys.argv[1]), sys.argv[2] * 5000)"
+    )
+    path = tmp_path / "file.json"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, path, letter], stderr=subprocess.PIPE) for letter in "ab"
+    ]
+    assert [(writer.communicate()[1], writer.returncode) for writer in writers] == [(b"", 0)] * 2
+    assert path.read_text() in {"a" * 5000, "b" * 5000}
+    assert list(tmp_path.iterdir()) == [path]
