@@ -99,7 +99,7 @@ def test_all_that_schemas_tell_is_told_at_once(config: RankerConfig, tmp_path: P
         "preprocess.downcast.sttats: no numeric feature of this name; did you mean 'stats'?",
         "features.embeddings.item_vector.table=itm: ",
         "part-1.parquet: no column 'country'; did you mean 'countrry'? (features.discrete.country)",
-        "part-1.parquet: no column 'like'; known: user_id, item_id, ",
+        "part-1.parquet: no column 'like'; did you mean 'click'? (labels.like)",
         "part-1.parquet: column 'stats' is fixed_size_list",
         "part-1.parquet: column 'item_id' holds texts, and numbers before",
     ):
