@@ -76,6 +76,15 @@ def test_following_measures_each_checkpoint_once_and_stops_behind_the_last(run: 
     assert "AUROC on test" in page  # over the evaluated steps, beside what training measured
 
 
+def test_the_last_step_of_epochs_is_counted_from_the_files(run: Path) -> None:
+    config = run / "config.yaml"
+    # 3,000 rows in batches of 200: 15 batches an epoch.
+    config.write_text(config.read_text().replace("num_train_steps: 60", "num_epochs: 4"))
+    assert followed(run)[1]["reason"] == "finished"
+    config.write_text(config.read_text().replace("num_epochs: 4", "num_epochs: 5"))
+    assert followed(run)[1]["reason"] == "timeout"
+
+
 def test_following_gives_up_in_time(run: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000000060")
     steps, result = followed(run)
