@@ -34,20 +34,23 @@ class NumericFeature(Feature):
     width: PositiveInt = 1
 
 
-class DiscreteFeature(Feature):
-    """One value of an enumerable set a row, looked up in ``table``."""
+class TabledFeature(Feature):
+    """A feature whose values are looked up in ``table``."""
 
     table: str
 
 
-class RaggedFeature(Feature):
-    """A list of values a row, looked up in ``table`` and pooled; an empty list gives zeros.
+class DiscreteFeature(TabledFeature):
+    """One value of an enumerable set a row."""
+
+
+class RaggedFeature(TabledFeature):
+    """A list of values a row, pooled; an empty list gives zeros.
 
     ``attention`` weighs each element by a small network of it and of ``query``, a discrete feature of the same table
     (Deep Interest Network, Zhou et al. 2018).
     """
 
-    table: str
     max_length: PositiveInt
     """The last ones of a longer list are read."""
     pooling: Literal["mean", "sum", "max", "attention"] = "mean"
@@ -155,7 +158,7 @@ class TruncateAndSlice(StrictModel):
 
 
 class RectifyLabels(StrictModel):
-    """An engagement counts only if it came within so many hours of the impression (or of its serving, if earlier)."""
+    """A label becomes 0 where the impression or the engagement is known to have come so many hours after serving."""
 
     label_rectification_window_in_hours: Positive
     served_timestamp_field: str
@@ -164,7 +167,10 @@ class RectifyLabels(StrictModel):
 
 
 class ExtractFeature(StrictModel):
-    """Column ``index`` of a block as a column of its own."""
+    """Column ``index`` of a block, as truncation, slicing and downcast leave it, as a column of its own.
+
+    Numbers, discrete values, labels, weights, positions and strata may be read from it; ids and times may not.
+    """
 
     name: str
     source_tensor: str
