@@ -41,3 +41,7 @@ class CheckpointError(RookeryError):
 
 class TrainingError(RookeryError):
     """Training had to stop: the loss is not finite, or a worker failed."""
+
+
+class ExportError(RookeryError):
+    """An exported model does not predict what its checkpoint predicts; nothing was written."""
