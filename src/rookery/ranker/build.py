@@ -15,8 +15,8 @@ from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.optimizers import make_optimizer
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
-from rookery.train.job import Job, LearningRate
-from rookery.train.state import OptimizerState, Stateful, StateGroup, TableOptimizerState
+from rookery.train.job import Job, LearningRate, Stateful
+from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 
 
 def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:

@@ -254,19 +254,19 @@ def _feature_problems(features: FeaturesConfig) -> list[str]:
     problems += [f"features.tables: {name!r} is named twice" for name in _repeated(tables)]
     if not names:
         problems.append("features: there are none; name at least one column")
-    for feature in (*features.discrete, *features.ragged):
+    for feature in features.tabled:
         if feature.table not in tables:
             problems.append(
                 f"features.{feature.name}.table={feature.table}: no such table; {did_you_mean(feature.table, tables)}"
             )
-    used = {feature.table for feature in (*features.discrete, *features.ragged)}
+    used = {feature.table for feature in features.tabled}
     problems += [f"features.tables.{name}: no feature uses it; remove it" for name in tables if name not in used]
     tables_of = {feature.name: feature.table for feature in features.discrete}
-    for feature in features.ragged:
-        if feature.query is not None and tables_of.get(feature.query) != feature.table:
+    for ragged in features.ragged:
+        if ragged.query is not None and tables_of.get(ragged.query) != ragged.table:
             problems.append(
-                f"features.ragged.{feature.name}.query={feature.query}: must be a discrete feature of table "
-                f"{feature.table!r}"
+                f"features.ragged.{ragged.name}.query={ragged.query}: must be a discrete feature of table "
+                f"{ragged.table!r}"
             )
     return problems
 

@@ -62,7 +62,7 @@ class FeatureEmbeddings(nn.Module):
             {module_key(joined.name): _joined(joined, vectors[joined.name]) for joined in config.embeddings}
         )
         self.widths = (
-            *(dims[feature.table] for feature in (*config.discrete, *config.ragged)),
+            *(dims[feature.table] for feature in config.tabled),
             *(vectors[joined.name].shape[1] for joined in config.embeddings),
         )
         """Width of each vector of ``forward``."""
@@ -81,10 +81,9 @@ class FeatureEmbeddings(nn.Module):
     def _look_up(self, features: RankerFeatures) -> dict[str, Tensor]:
         """Vectors by feature, each table asked once: a table that moves in the backward pass has one of it a step."""
         wanted: dict[str, dict[str, Tensor]] = {}
-        for feature in self._config.discrete:
-            wanted.setdefault(feature.table, {})[feature.name] = features.discrete[feature.name]
-        for feature in self._config.ragged:
-            wanted.setdefault(feature.table, {})[feature.name] = features.ragged[feature.name]
+        ids_of = {**features.discrete, **features.ragged}
+        for feature in self._config.tabled:
+            wanted.setdefault(feature.table, {})[feature.name] = ids_of[feature.name]
         rows = {
             table: torch.cat([self._known_rows(table, ids).reshape(-1) for ids in by_feature.values()])
             for table, by_feature in wanted.items()
@@ -121,7 +120,7 @@ class FeatureEmbeddings(nn.Module):
     def _split(self, wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         vectors: dict[str, Tensor] = {}
         for table, by_feature in wanted.items():
-            parts = found[table].split([ids.numel() for ids in by_feature.values()])
+            parts = torch.split(found[table], [ids.numel() for ids in by_feature.values()])
             for (name, ids), part in zip(by_feature.items(), parts, strict=True):
                 vectors[name] = part.view(*ids.shape, part.shape[1])
         return vectors
@@ -208,8 +207,9 @@ def _large_tables(
     ]
     trainable = [joined for joined in config.embeddings if joined.optimizer is not None]
     specs += [
-        TableSpec(_joined_table(joined), *vectors[joined.name].shape, torch.float32, joined.optimizer, 1.0)
+        TableSpec(_joined_table(joined), len(start), start.shape[1], torch.float32, joined.optimizer, 1.0)
         for joined in trainable
+        for start in (vectors[joined.name],)
         if joined.optimizer is not None
     ]
     if not specs:

@@ -142,6 +142,11 @@ class FeaturesConfig(StrictModel):
         """Features with a table."""
         return (*self.discrete, *self.ragged)
 
+    @property
+    def tabled(self) -> tuple[TabledFeature, ...]:
+        """Features with a table: discrete ones, then ragged ones."""
+        return (*self.discrete, *self.ragged)
+
     def with_whole_paths(self) -> FeaturesConfig:
         """The same with absolute paths."""
         joined = (each.model_copy(update={"export": each.export.absolute()}) for each in self.embeddings)

@@ -98,7 +98,7 @@ class GradNorm(nn.Module):
         if shared.dim() == 2:
             shared = shared.expand(len(self.weights), *shared.shape)
         if shared.requires_grad:
-            shared.register_hook(self._move)
+            shared.register_hook(self._move)  # type: ignore[no-untyped-call]
         return shared
 
     @torch.no_grad()

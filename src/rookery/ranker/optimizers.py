@@ -44,7 +44,7 @@ class SlicedAdam(torch.optim.AdamW):
         self._slices = tuple(slices)
         super().__init__(groups, fused=True, **settings)
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Move every parameter by its gradient."""
         for view, stacked, index in self._slices:
             view.grad = None if stacked.grad is None else stacked.grad[index]
