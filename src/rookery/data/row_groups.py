@@ -17,10 +17,9 @@ from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_reques
 from rookery.data.convert import BadValue, convert
 from rookery.errors import DataError
 
-# Decoded at a time by each reader: bounds the memory beside the result to 8 MB a column of int64, and to 64 MB in all
-# where a row group is no larger.
-ROWS_PER_READ = 1_048_576
-BYTES_PER_READ = 67_108_864
+# Decoded at a time by each reader, or one row group: what lies beside the result. Larger pieces are slower, since memory
+# for them is asked of the system each time.
+BYTES_PER_READ = 16_777_216
 # Arrow decodes columns in parallel, which does not help where one column is most of a row.
 READERS = 2
 
@@ -156,8 +155,8 @@ def _column_type(file: Path, schema: pa.Schema, request: ColumnRequest) -> Colum
 
 
 def _reads(slices: Sequence[RowGroupSlice], row_bytes: int) -> Iterator[list[RowGroupSlice]]:
-    """Runs of slices of one file, each of at most ``ROWS_PER_READ`` rows and ``BYTES_PER_READ`` (or one row group)."""
-    most = min(ROWS_PER_READ, BYTES_PER_READ // row_bytes)
+    """Runs of slices of one file, each of at most ``BYTES_PER_READ`` as tensors, or of one slice."""
+    most = BYTES_PER_READ // row_bytes
     for _, run in groupby(slices, key=lambda piece: piece.file):
         pieces: list[RowGroupSlice] = []
         num_rows = 0
