@@ -254,12 +254,12 @@ def _feature_problems(features: FeaturesConfig) -> list[str]:
     problems += [f"features.tables: {name!r} is named twice" for name in _repeated(tables)]
     if not names:
         problems.append("features: there are none; name at least one column")
-    for feature in features.tabled:
+    for feature in features.looked_up:
         if feature.table not in tables:
             problems.append(
                 f"features.{feature.name}.table={feature.table}: no such table; {did_you_mean(feature.table, tables)}"
             )
-    used = {feature.table for feature in features.tabled}
+    used = {feature.table for feature in features.looked_up}
     problems += [f"features.tables.{name}: no feature uses it; remove it" for name in tables if name not in used]
     tables_of = {feature.name: feature.table for feature in features.discrete}
     for ragged in features.ragged:

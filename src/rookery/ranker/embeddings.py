@@ -62,7 +62,7 @@ class FeatureEmbeddings(nn.Module):
             {module_key(joined.name): _joined(joined, vectors[joined.name]) for joined in config.embeddings}
         )
         self.widths = (
-            *(dims[feature.table] for feature in config.tabled),
+            *(dims[feature.table] for feature in config.looked_up),
             *(vectors[joined.name].shape[1] for joined in config.embeddings),
         )
         """Width of each vector of ``forward``."""
@@ -82,7 +82,7 @@ class FeatureEmbeddings(nn.Module):
         """Vectors by feature, each table asked once: a table that moves in the backward pass has one of it a step."""
         wanted: dict[str, dict[str, Tensor]] = {}
         ids_of = {**features.discrete, **features.ragged}
-        for feature in self._config.tabled:
+        for feature in self._config.looked_up:
             wanted.setdefault(feature.table, {})[feature.name] = ids_of[feature.name]
         rows = {
             table: torch.cat([self._known_rows(table, ids).reshape(-1) for ids in by_feature.values()])
