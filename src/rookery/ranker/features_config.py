@@ -138,7 +138,7 @@ class FeaturesConfig(StrictModel):
     embeddings: tuple[JoinedEmbedding, ...] = ()
 
     @property
-    def looked_up(self) -> tuple[TabledFeature, ...]:
+    def looked_up(self) -> tuple[DiscreteFeature | RaggedFeature, ...]:
         """Features with a table: discrete ones, then ragged ones."""
         return (*self.discrete, *self.ragged)
 
