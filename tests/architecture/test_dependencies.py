@@ -7,6 +7,8 @@ import importlib.metadata
 import re
 import sys
 
+EXTRAS = ("cluster", "onnx", "tune")
+
 
 def declared(extra: str | None) -> set[str]:
     """Distributions that the project asks for, in the base or in one extra, by normalized name."""
@@ -33,7 +35,7 @@ def distributions(module: str) -> set[str]:
 
 def test_every_import_is_declared(modules):
     # pydantic brings its core in the matching version; the CPU build of fbgemm has another name than the extra's.
-    known = declared(None) | declared("cluster") | {"pydantic-core", "fbgemm-gpu-cpu"}
+    known = declared(None).union(*map(declared, EXTRAS)) | {"pydantic-core", "fbgemm-gpu-cpu"}
     assert {module for module in imported(modules) if not distributions(module) & known} == set()
 
 
@@ -51,5 +53,5 @@ def test_every_import_of_tests_and_benchmarks_is_declared(root):
     skips = re.compile(r"importorskip\(\s*[\"'](\w+)")
     asked = imported(trees) | {name for path in trees for name in skips.findall(path.read_text())}
     own = {path.stem for path in trees}
-    known = declared(None) | declared("cluster") | declared("dev") | {"pydantic-core", "fbgemm-gpu-cpu"}
+    known = declared(None).union(*map(declared, (*EXTRAS, "bench", "dev"))) | {"pydantic-core", "fbgemm-gpu-cpu"}
     assert {module for module in asked - own - sys.stdlib_module_names if not distributions(module) & known} == set()
