@@ -20,7 +20,7 @@ from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import DiscreteFeature, NumericFeature, RaggedFeature, TableConfig
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.labels import Labels, downsample_negatives
-from rookery.ranker.vocabulary import HashBuckets, KeyLookup, Lookup, RowNumbers
+from rookery.ranker.vocabulary import HashBuckets, Lookup, RowNumbers, lookup_of_keys
 from rookery.ranker.wrong_value import WrongValue
 
 
@@ -50,7 +50,7 @@ class Preprocessor(nn.Module):
         self.binary = self._group(features.binary, inputs)
         self._dense = {feature.name: self._group((feature,), inputs) for feature in features.dense}
         self._lookups = {table.name: _lookup(table, inputs) for table in features.tables}
-        self._joins = {joined.name: KeyLookup(inputs.joined[joined.name].ids) for joined in features.embeddings}
+        self._joins = {joined.name: lookup_of_keys(inputs.joined[joined.name].ids) for joined in features.embeddings}
         # Names of features may have dots, which names of modules may not.
         self.parts = nn.ModuleList([*self._dense.values(), *self._lookups.values(), *self._joins.values()])
         self._labels = Labels(config, self._plan)
@@ -229,7 +229,7 @@ def _lookup(table: TableConfig, inputs: Inputs) -> Lookup:
         return RowNumbers(table.num_embeddings + 1)
     if table.hash_buckets is not None:
         return HashBuckets(table.hash_buckets + 1)
-    return KeyLookup(inputs.vocabularies[table.name].ids)
+    return lookup_of_keys(inputs.vocabularies[table.name].ids)
 
 
 def _find(lookup: nn.Module, ids: Tensor) -> Tensor:

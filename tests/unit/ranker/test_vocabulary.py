@@ -9,7 +9,16 @@ from naive_impressions import mix as naive_mix
 from torch import Tensor
 
 from rookery.data.ids import MISSING_ID
-from rookery.ranker.vocabulary import HashBuckets, KeyLookup, RowNumbers, last_not_above, mix, search_by_gathers
+from rookery.ranker.vocabulary import (
+    HashBuckets,
+    KeyLookup,
+    RangeLookup,
+    RowNumbers,
+    last_not_above,
+    lookup_of_keys,
+    mix,
+    search_by_gathers,
+)
 
 int64s = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-5, 5))
 
@@ -51,6 +60,28 @@ def test_keys_have_rows_in_their_order(keys: list[int], ids: list[int]) -> None:
     assert lookup.num_rows == len(keys) + 1
     assert lookup(tensor(ids)).tolist() == expected
     assert lookup(tensor([ids, ids])).tolist() == [expected, expected]
+
+
+@given(
+    st.lists(st.integers(-50, 50), unique=True, min_size=1, max_size=30),
+    st.sampled_from([0, -(2**63) + 51, 2**63 - 51, 10**12]),
+    st.lists(int64s, max_size=20),
+)
+def test_keys_that_lie_close_together_are_found_as_well(offsets: list[int], middle: int, ids: list[int]) -> None:
+    keys = [middle + offset for offset in offsets]
+    near = [number for key in keys for number in (key - 1, key, key + 1) if -(2**63) <= number < 2**63]
+    wanted = tensor([*ids, *near, MISSING_ID])
+    lookup = RangeLookup(tensor(keys))
+    assert lookup.num_rows == len(keys) + 1
+    assert torch.equal(lookup(wanted), KeyLookup(tensor(keys))(wanted))
+
+
+def test_the_lookup_is_chosen_by_the_spread_of_the_keys() -> None:
+    assert isinstance(lookup_of_keys(torch.arange(100) * 600), RangeLookup)
+    assert isinstance(lookup_of_keys(torch.arange(100) * 700), KeyLookup)
+    assert isinstance(lookup_of_keys(torch.arange(100_000) * 3), RangeLookup)
+    assert isinstance(lookup_of_keys(torch.arange(100_000) * 5), KeyLookup)
+    assert isinstance(lookup_of_keys(tensor([])), KeyLookup)
 
 
 @given(st.lists(int64s, unique=True, max_size=70), st.lists(int64s, min_size=1, max_size=20))
