@@ -15,6 +15,7 @@ from rookery.cli import (
     doctor,
     ranker_results,
     ranker_score,
+    ranker_tools,
     ranker_train,
     twhin_ingest,
     twhin_results,
@@ -51,7 +52,7 @@ for _commands in (twhin_ingest, twhin_train, twhin_results):
     _commands.register(twhin)
 ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impression log to probabilities.")
 app.add_typer(ranker, name="ranker")
-for _commands in (ranker_train, ranker_results, ranker_score):
+for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools):
     _commands.register(ranker)
 for _commands in (data, config, doctor, demo):
     _commands.register(app)
