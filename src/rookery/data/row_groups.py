@@ -17,9 +17,10 @@ from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_reques
 from rookery.data.convert import BadValue, convert
 from rookery.errors import DataError
 
-# Decoded at a time by each reader, or one row group: what lies beside the result. Larger pieces are slower, since memory
-# for them is asked of the system each time.
-BYTES_PER_READ = 16_777_216
+# Decoded at a time by each reader, or one row group: what lies beside the result. More of one column at a time is slower,
+# since memory for it is asked of the system each time.
+BYTES_PER_READ = 67_108_864
+COLUMN_BYTES_PER_READ = 8_388_608
 # Arrow decodes columns in parallel, which does not help where one column is most of a row.
 READERS = 2
 
@@ -104,7 +105,7 @@ def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> 
             target = result[key].numpy()[start : start + table.num_rows]
             _copy_column(table.column(column.request.name), target, column, pieces)
 
-    reads = list(_reads(slices, bytes_per_row(types)))
+    reads = list(_reads(slices, types))
     starts = accumulate((sum(piece.num_rows for piece in pieces) for pieces in reads), initial=0)
     with ThreadPoolExecutor(READERS, thread_name_prefix="parquet-reader") as readers:
         list(readers.map(read, reads, starts))
@@ -154,9 +155,10 @@ def _column_type(file: Path, schema: pa.Schema, request: ColumnRequest) -> Colum
         raise DataError(f"{file}: column {request.name!r} is {arrow_type}; {error}") from error
 
 
-def _reads(slices: Sequence[RowGroupSlice], row_bytes: int) -> Iterator[list[RowGroupSlice]]:
-    """Runs of slices of one file, each of at most ``BYTES_PER_READ`` as tensors, or of one slice."""
-    most = BYTES_PER_READ // row_bytes
+def _reads(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> Iterator[list[RowGroupSlice]]:
+    """Runs of slices of one file, each of no more bytes (as tensors) than are decoded at a time, or of one slice."""
+    widest = max(column.bytes_per_row for column in types.values())
+    most = min(BYTES_PER_READ // bytes_per_row(types), COLUMN_BYTES_PER_READ // widest)
     for _, run in groupby(slices, key=lambda piece: piece.file):
         pieces: list[RowGroupSlice] = []
         num_rows = 0

@@ -103,12 +103,13 @@ def test_a_buffer_is_bounded_by_bytes_where_rows_are_wide(tmp_path: Path) -> Non
     assert orders() != orders(buffer_rows=10)
 
 
+@pytest.mark.parametrize("bound", ["BYTES_PER_READ", "COLUMN_BYTES_PER_READ"])
 @pytest.mark.parametrize("bytes_per_read", [1, 24 * 9, 10**9])
 def test_how_much_is_decoded_at_a_time_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_per_read: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_per_read: int, bound: str
 ) -> None:
     files = write_files(tmp_path, [50, 0, 30], 7)
-    monkeypatch.setattr(row_groups, "BYTES_PER_READ", bytes_per_read)
+    monkeypatch.setattr(row_groups, bound, bytes_per_read)
     (batch,) = ParquetStream(files, ["row", "square", "pair"], 80, seed=0, shuffle=False, num_epochs=1)
     assert batch["row"].tolist() == list(range(80))
     assert batch["pair"].tolist() == [[row, -row] for row in range(80)]
