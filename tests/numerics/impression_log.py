@@ -41,7 +41,11 @@ def make_log(num_rows: int = 6_000, *, num_days: int = 10, seed: int = 0) -> pa.
             "grade": nullable,
             "country": rng.choice(["de", "fr", "jp"], num_rows),
             "category": rng.integers(0, 90, num_rows),
-            "vector": pa.FixedSizeListArray.from_arrays(rng.normal(size=num_rows * 4).astype(np.float32), 4),
+            "vector": _vectors(rng.normal(size=(num_rows, 8)).astype(np.float32)),
+            "figures": _vectors(rng.normal(size=(num_rows, 3))),
+            "blocks": _vectors(rng.normal(size=(num_rows, 9)) * [1, 1, 1, 1, 1, 1, 1, 1, 1000]),
+            "flags": _vectors(rng.integers(0, 2, (num_rows, 5))),
+            "rank": rng.integers(1, 21, num_rows),
             "history": _lists(rng, num_rows, lambda size: rng.integers(0, NUM_ITEMS, size) * 13 + 5),
             "topics": _lists(rng, num_rows, lambda size: rng.integers(0, 40, size)),
             "version": np.ones(num_rows, np.int64),
@@ -59,6 +63,10 @@ def write_log(folder: Path, table: pa.Table | None = None, name: str = "log.parq
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(make_log() if table is None else table, folder / name, row_group_size=1_500)
     return folder / name
+
+
+def _vectors(values: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def _lists(rng: np.random.Generator, num_rows: int, draw) -> pa.Array:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rookery.data.columns import is_number, is_text, is_time
 from rookery.ranker.init_counts import FREQUENT, IdCounts
-from rookery.ranker.init_facts import Facts, gather_facts, has_lists, number, percent, words
+from rookery.ranker.init_facts import Facts, as_floats, gather_facts, has_lists, number, percent, words
 from rookery.ranker.init_leaks import LeakSearch
 
 Kind = Literal["continuous", "binary", "dense", "discrete", "ragged"]
@@ -19,9 +20,13 @@ Kind = Literal["continuous", "binary", "dense", "discrete", "ragged"]
 MAX_LIST = 50
 
 _FEW_VALUES = 64
+_MAX_POSITION = 1_000
+_UNLIKE = 20
+_MIN_DIM = 8  # fewer numbers in a list are rather figures than a vector
 _LONG_TEXT = 64
 _UNIQUE = 0.98
 _KNOWN_SHARE = 0.05
+_ROWS_PER_USER = 20
 _SHARED_OCCURRENCES, _SHARED_VALUES = 0.3, 0.1
 _QUANTITIES = {
     *("days", "hours", "minutes", "seconds", "ms", "age", "since", "count", "counts", "cnt", "num", "number", "len"),
@@ -86,6 +91,8 @@ class Schema:
     features: list[Feature] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    position: Facts | None = None
+    """Where on the page a row was shown."""
 
     def of(self, kind: Kind) -> list[Feature]:
         """The features of one kind."""
@@ -126,6 +133,9 @@ class SchemaInference:
         leak = self._leaks.evidence(name)
         if leak is not None:
             return LeftOut(name, leak, is_outcome=True)
+        if self._schema.position is None and _is_position(facts):
+            self._schema.position = facts
+            return None
         return self._by_type(facts)
 
     def _by_type(self, facts: Facts) -> Feature | LeftOut:
@@ -181,6 +191,9 @@ class SchemaInference:
         )
         if counts.known_share < _KNOWN_SHARE:
             return LeftOut(facts.name, f"its values do not come again ({seen})")
+        if facts.name == self._roles.user and counts.rows_per_value < _ROWS_PER_USER:
+            few = f"{counts.rows_per_value:.1f} training rows a user ({seen})"
+            return LeftOut(facts.name, f"{few}; a vector for each would learn these rows by heart")
         dim = 16 if counts.num_frequent < 20_000 else 32
         self._schema.tables.append(Table(facts.name, counts.num_frequent, FREQUENT, dim, 0.1, seen))
         return Feature("discrete", facts.name, str(facts), table=facts.name)
@@ -189,13 +202,26 @@ class SchemaInference:
         assert facts.lengths is not None
         shortest, _, usual, longest = facts.lengths
         elements = facts.type.value_type
-        if pa.types.is_floating(elements) or pa.types.is_decimal(elements):
-            if shortest == longest:
-                return Feature("dense", facts.name, str(facts), width=longest)
+        is_vector = pa.types.is_fixed_size_list(facts.type) and not facts.is_named_id and is_number(elements)
+        if is_vector or pa.types.is_floating(elements) or pa.types.is_decimal(elements):
+            if shortest == longest and not facts.null_share:
+                return self._vector(facts, longest)
             return LeftOut(facts.name, f"lists of numbers of different length ({facts}); write vectors of one length")
         if not (is_number(elements) or is_text(elements)):
             return LeftOut(facts.name, f"of type {facts.type}, which no feature can have")
         return self._ids(facts, min(MAX_LIST, max(1, usual)))
+
+    def _vector(self, facts: Facts, width: int) -> Feature:
+        """Truth values, numbers of their own (each is normalised by itself), or one vector (normalised as such)."""
+        if facts.is_zero_or_one:
+            return Feature("binary", facts.name, str(facts), width=width)
+        if width < _MIN_DIM:
+            return Feature("continuous", facts.name, str(facts), width=width)
+        values = as_floats(pc.list_flatten(self._sample[facts.name])).reshape(-1, width)
+        scales = np.nanstd(values, axis=0) + np.abs(np.nanmean(values, axis=0))
+        if scales.max() > _UNLIKE * max(float(np.median(scales)), 1e-12):
+            return Feature("continuous", facts.name, f"{facts}; of unlike scales", width=width)
+        return Feature("dense", facts.name, str(facts), width=width)
 
     def _ids(self, facts: Facts, max_length: int) -> Feature:
         owner, share = self._owner(facts.name)
@@ -233,6 +259,12 @@ def _emptiness(facts: Facts) -> str | None:
         value = f"{number(facts.low)} " if facts.low is not None else "the same value "
         return f"{value}in every row"
     return None
+
+
+def _is_position(facts: Facts) -> bool:
+    """Small whole numbers that are named so."""
+    is_small = facts.is_whole and facts.low is not None and facts.low >= 0 and (facts.high or 0) < _MAX_POSITION
+    return is_small and not facts.is_list and words(facts.name)[-1] in {"position", "pos", "rank", "slot"}
 
 
 def _moment(facts: Facts) -> str:

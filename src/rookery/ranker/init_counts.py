@@ -31,11 +31,13 @@ class PartCounts:
 class IdCounts:
     """Distinct values of a column in training rows, those in ``FREQUENT`` rows or more, and how often these come later.
 
-    ``known_share``: of the validation rows, those with a frequent value.
+    ``rows_per_value``: mean number of training rows with a value. ``known_share``: of the validation rows, those with
+    a frequent value.
     """
 
     num_values: int
     num_frequent: int
+    rows_per_value: float
     known_share: float
 
 
@@ -65,7 +67,7 @@ class RowCounter:
             WHERE {name} IS NOT NULL GROUP BY 1
         """)
         (counted,) = self._db.execute(f"""
-            SELECT count(*), count(*) FILTER (n >= {FREQUENT}) FROM counted
+            SELECT count(*), count(*) FILTER (n >= {FREQUENT}), coalesce(avg(n), 0) FROM counted
         """).fetchall()
         (known,) = self._db.execute(f"""
             SELECT avg((counted.value IS NOT NULL)::INTEGER) FROM {self._rows(self._parts["valid"])} later

@@ -31,7 +31,7 @@ class Recipe:
 
     @property
     def validate_every_n(self) -> int:
-        return max(1, self.num_steps // (self.num_epochs * _VALIDATIONS_PER_EPOCH))
+        return -(-self.num_steps // (self.num_epochs * _VALIDATIONS_PER_EPOCH))
 
     @property
     def train_log_every_n(self) -> int:
@@ -42,18 +42,18 @@ def choose_recipe(num_rows: int) -> Recipe:
     """The recipe for so many training rows."""
     size = 64 if num_rows < 30_000 else 128 if num_rows < 1_000_000 else 256 if num_rows < 10_000_000 else 512
     batch_size = 128
-    while batch_size < 4096 and num_rows // batch_size > 300:
+    while batch_size < 4096 and num_rows // batch_size > 200:
         batch_size *= 2
-    num_epochs = 6 if num_rows < 100_000 else 4 if num_rows < 1_000_000 else 2
+    num_epochs = 4 if num_rows < 50_000 else 2
     return Recipe(
         num_blocks=4,
         block_size=size,
-        aggregation_size=size,
-        mlp_size=2 * size,
-        tower_sizes=(size, size // 2, 1),
+        aggregation_size=size // 2,
+        mlp_size=size,
+        tower_sizes=(size // 2,),
         dropout=0.1,
-        learning_rate=1e-3,
-        weight_decay=0.01,
+        learning_rate=5e-3 if num_rows < 50_000 else 2e-3,
+        weight_decay=0.3,
         batch_size=batch_size,
         num_epochs=num_epochs,
         num_steps=max(2, num_epochs * -(-num_rows // batch_size)),

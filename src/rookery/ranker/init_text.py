@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,9 @@ def _keys_and_labels(found: Findings) -> str:
     roles = found.roles
     keys = {"user": roles.user, "item": roles.item, "time": roles.time}
     text = "".join(f"  {name}: {scalar(column)}\n" for name, column in keys.items() if column is not None)
+    position = found.schema.position
+    if position is not None:
+        text += f"  position: {scalar(position.name)}     # {one_line(str(position))}\n"
     body = f"keys:\n{text}\n" if text else ""
     body += "labels:     # share of rows in which it is 1; how many these are in each partition\n"
     for label in roles.labels:
@@ -214,13 +218,10 @@ def _partition(found: Findings, part: Part, batch_size: int) -> str:
 
 
 def _model(found: Findings) -> str:
-    recipe, tasks = found.recipe, found.roles.labels
-    sizes = ", ".join(map(str, recipe.tower_sizes))
-    unit = f"{{output_size: {recipe.block_size}, aggregation_size: {recipe.aggregation_size}, activation: relu}}"
-    first = f"&mask_block {unit}"
-    blocks = ", ".join([first, *["*mask_block"] * (recipe.num_blocks - 1)])
+    recipe = found.recipe
     dropout = f"dropout: {{rate: {recipe.dropout}}}"
-    tower = f"{{mlp_config: {{layer_sizes: [{sizes}], batch_norm: {{}}, {dropout}}}}}"
+    unit = f"{{output_size: {recipe.block_size}, aggregation_size: {recipe.aggregation_size}, activation: relu}}"
+    blocks = ", ".join([f"&mask_block {unit}", *["*mask_block"] * (recipe.num_blocks - 1)])
     body = block(
         f"""
         model:
@@ -230,12 +231,35 @@ def _model(found: Findings) -> str:
             mask_net_config:
               mask_blocks: [{blocks}]
               mlp: {{layer_sizes: [{recipe.mlp_size}], {dropout}, final_layer_activation: true}}
-          tasks:     # a tower each
         """
     )
-    for place, task in enumerate(tasks):
-        body += f"    {key(task)}: {'*tower' if place else f'&tower {tower}'}\n"
+    body += _position(found.schema)
+    sizes = ", ".join(map(str, recipe.tower_sizes))
+    body += "  tasks:     # a tower each, which starts at the share of rows in which its label is 1\n"
+    tower = f"&tower {{layer_sizes: [{sizes}], {dropout}}}"
+    for task in found.roles.labels:
+        fields = {"mlp_config": tower, "affine_map": f"{{bias: {_logit(found.counts['train'], task):.3g}}}"}
+        body += f"    {key(task)}: {{{_fields(fields)}}}\n"
+        tower = "*tower"
     return body
+
+
+def _position(schema: Schema) -> str:
+    if schema.position is None or schema.position.high is None:
+        return ""
+    return block(
+        f"""
+        position_debias_config:     # learned in training, where it is hidden in half of the rows; unknown ever after
+          {{max_position: {int(schema.position.high) + 1}, num_dims: 8, drop_probability: 0.5}}
+        """,
+        "  ",
+    )
+
+
+def _logit(counts: PartCounts, task: str) -> float:
+    """Of the share of positives, one of each kind added."""
+    positives = counts.positives[task] + 1
+    return math.log(positives / (counts.num_rows + 2 - positives))
 
 
 def _optimizer(found: Findings) -> str:

@@ -18,6 +18,7 @@ from rookery.ranker.config import RankerConfig
 from rookery.ranker.init import InitRequest, initial_config
 from rookery.ranker.init_columns import Roles
 
+NUMBERS = ["affinity", "match", "duration_ms", "days_since_upload"]
 ROLES = Roles(LABELS, "user_id", "video_id", "time_ms")
 
 
@@ -48,11 +49,20 @@ def comment(text: str, column: str) -> str:
 
 def test_each_kind_is_told_apart(inferred):
     features = inferred[0].features
-    assert names(features.continuous) == ["affinity", "match", "duration_ms", "days_since_upload"]
-    assert names(features.binary) == ["is_video", "autoplay"]
-    assert [(feature.name, feature.width) for feature in features.dense] == [("vector", 4)]
+    assert names(features.continuous) == [*NUMBERS, "figures", "blocks"]
+    assert names(features.binary) == ["is_video", "autoplay", "flags"]
+    assert [(feature.name, feature.width) for feature in features.dense] == [("vector", 8)]
+    widths = {feature.name: feature.width for feature in (*features.continuous, *features.binary)}
+    assert {name: width for name, width in widths.items() if width > 1} == {"figures": 3, "blocks": 9, "flags": 5}
     assert names(features.discrete) == ["user_id", "video_id", "tab", "grade", "country", "category"]
     assert names(features.ragged) == ["history", "topics"]
+
+
+def test_the_position_is_a_key_and_no_feature(inferred):
+    config = inferred[0]
+    assert config.keys.position == "rank"
+    assert config.model.position_debias_config is not None
+    assert config.model.position_debias_config.max_position == 21
 
 
 def test_lists_of_items_share_their_table_and_attend(inferred):
@@ -220,7 +230,7 @@ def test_a_large_log_is_sampled_from_all_of_it(tmp_path: Path, monkeypatch: pyte
     table = make_log(20_000)
     config, text, _ = init(tmp_path, write_log(tmp_path, table))
     assert "a sample of 2," in text
-    assert names(config.features.continuous) == ["affinity", "match", "duration_ms", "days_since_upload"]
+    assert names(config.features.continuous) == [*NUMBERS, "figures", "blocks"]
     assert "200 in training" in text  # ids are counted in all rows
 
 
