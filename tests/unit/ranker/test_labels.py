@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_impressions import planted_config, planted_log, write_log
+from small_ranker import small_config
 from torch import Tensor
 
+from rookery.data.ids import MISSING_ID
 from rookery.data.stream import StreamPosition
+from rookery.ranker.columns import ColumnPlan
 from rookery.ranker.features_config import DownsampleNegatives
-from rookery.ranker.labels import downsample_negatives
+from rookery.ranker.inputs import Inputs
+from rookery.ranker.labels import Labels, downsample_negatives
+from rookery.ranker.partition import open_partition
+from rookery.ranker.preprocess import Preprocessor
 
 LIKE = torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0])
 SHARE = torch.zeros(20).index_fill(0, torch.tensor([4]), 1.0)
@@ -90,3 +99,63 @@ def test_every_row_of_the_others_is_kept_as_often() -> None:
     others = torch.tensor([row for row in range(20) if row not in {0, 4, 7}])
     # 3 of 17: 529 expected, deviation 21.
     assert counts[others].min() > 440 and counts[others].max() < 620
+
+
+Minutes = list[int | None]
+
+
+def rectified(served: Minutes, impressed: Minutes, engaged: Minutes, like: list[int]) -> list[float]:
+    """Labels of rows whose times are in minutes; the window is an hour."""
+    rectify = {
+        "label_rectification_window_in_hours": 1,
+        "served_timestamp_field": "served_at",
+        "impressed_timestamp_field": "seen_at",
+        "label_to_engaged_timestamp_field": {"like": "liked_at"},
+    }
+    config = small_config(preprocess={"rectify_labels": rectify})
+    times = {
+        name: torch.tensor([MISSING_ID if minute is None else 60_000 * minute for minute in minutes])
+        for name, minutes in (("served_at", served), ("seen_at", impressed), ("liked_at", engaged))
+    }
+    others = {task: torch.ones(len(like)) for task in ("click", "hide")}
+    labels = Labels(config, ColumnPlan(config)).read({**times, **others, "like": torch.tensor(like).float()})
+    assert torch.equal(labels["click"], others["click"])
+    return labels["like"].tolist()
+
+
+def test_an_engagement_counts_for_less_than_the_window() -> None:
+    assert rectified([100] * 4, [101] * 4, [120, 159, 160, 500], [1, 1, 1, 1]) == [1, 1, 0, 0]
+    assert rectified([100] * 4, [100, 159, 160, 161], [100] * 4, [1, 1, 1, 1]) == [1, 1, 0, 0]
+    assert rectified([100] * 2, [101] * 2, [101, 500], [0, 0]) == [0, 0]
+
+
+def test_a_time_that_is_unknown_changes_no_label() -> None:
+    served: Minutes = [None, 100, 100, -90, -90]
+    impressed: Minutes = [500, None, 101, None, 30]
+    engaged: Minutes = [500, 101, None, None, 30]
+    assert rectified(served, impressed, engaged, [1] * 5) == [1, 1, 1, 1, 0]
+
+
+def test_a_training_batch_is_downsampled_whole(tmp_path: Path) -> None:
+    write_log(tmp_path / "log", planted_log(400))
+    downsample = {"batch_multiplier": 2, "engagements_list": ["like"]}
+    config = planted_config(
+        tmp_path / "log", tmp_path / "run", preprocess={"downsample_negatives": downsample}, train_data__batch_size=100
+    )
+    preprocessor = Preprocessor(config, Inputs.build(config))
+    stream = open_partition(config, config.train_data, preprocessor, shuffle=True, num_epochs=1)
+    columns = next(stream)
+    whole = preprocessor.batch(columns)
+    assert whole.num_rows == 100
+    settings_of = DownsampleNegatives.model_validate(downsample)
+    kept = downsample_negatives(settings_of, {"like": whole.labels[:, 1]}, stream.position())
+    assert 0 < len(kept.rows) < 100
+    batch = preprocessor.batch(columns, training=True, position=stream.position())
+    assert torch.equal(batch.loss_weights, whole.loss_weights[kept.rows] * kept.weights)
+    assert torch.equal(batch.weights, whole.weights[kept.rows] * kept.weights.unsqueeze(1))
+    for name in ("labels", "groups"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)[kept.rows])
+    assert torch.equal(batch.features.continuous, whole.features.continuous[kept.rows])
+    assert torch.equal(batch.features.ragged["recent_items"], whole.features.ragged["recent_items"][kept.rows])
+    again = preprocessor.batch(columns, training=True, position=stream.position())
+    assert torch.equal(again.groups, batch.groups) and torch.equal(again.loss_weights, batch.loss_weights)
