@@ -17,8 +17,8 @@ from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_reques
 from rookery.data.convert import BadValue, convert
 from rookery.errors import DataError
 
-# Decoded at a time by each reader, or one row group: what lies beside the result. More of one column at a time is slower,
-# since memory for it is asked of the system each time.
+# Decoded at a time by each reader, or one row group: what lies beside the result. More of one column at a time is
+# slower, since memory for it is asked of the system each time.
 BYTES_PER_READ = 67_108_864
 COLUMN_BYTES_PER_READ = 8_388_608
 # Arrow decodes columns in parallel, which does not help where one column is most of a row.
