@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interrupted_runs import TIMEOUT_S, Job, assert_same_run, final_tensors, last_step, stop_at
 from small_graph import log_lines, make_config, one_thread, planted_splits, write_graph
-from torch import Tensor
 from typer.testing import CliRunner
 
-from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
+from rookery.checkpoint.checkpointer import checkpoint_steps, load_checkpoint
 from rookery.cli.main import app
 from rookery.cli.output import run_command
 from rookery.config.loader import dump_config
@@ -28,7 +23,6 @@ from rookery.data.graph import Graph
 from rookery.twhin.train import load_run
 
 NUM_STEPS = 150
-TIMEOUT_S = 300
 # Every kind of state at once: moments, a schedule, accumulated batches, the best validation so far.
 RAMP = {"learning_rate": 0.1, "final_learning_rate": 0.001, "num_ramp_steps": 30, "final_num_steps": NUM_STEPS}
 SCHEDULE = {"linear_ramp_to_cosine": RAMP}
@@ -62,39 +56,11 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Job:
-    """A configuration file, and the run of it that nothing interrupted."""
-
-    config: Path
-    whole: Path
-
-    def command(self, save_dir: Path, *arguments: str) -> list[str]:
-        return [
-            *(sys.executable, "-m", "rookery", "twhin", "train", str(self.config)),
-            *("--save-dir", str(save_dir), "--json", *arguments),
-        ]
-
-    def start(self, save_dir: Path) -> subprocess.Popen[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            self.command(save_dir), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def finish(self, save_dir: Path) -> dict[str, Any]:
-        """Run to the end; what it printed."""
-        process = self.start(save_dir)
-        out, err = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode == 0, err
-        report: dict[str, Any] = json.loads(out)
-        return report
-
-
 def make_job(folder: Path, fields: dict[str, Any], **table: Any) -> Job:
     graph = write_graph(folder / "graph", planted_splits())
     config = folder / "config.yaml"
     config.write_text(dump_config(make_config(graph, folder / "unused", fields, **table)))
-    job = Job(config, folder / "whole")
+    job = Job("twhin", config, folder / "whole")
     assert job.finish(job.whole)["reason"] == "finished"
     return job
 
@@ -104,55 +70,11 @@ def stateful(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return make_job(tmp_path_factory.mktemp("stateful"), STATEFUL)
 
 
-def last_step(save_dir: Path) -> int:
-    """The last step that a run has logged, 0 before the first."""
-    if not (save_dir / "metrics.jsonl").exists():
-        return 0
-    complete = (save_dir / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
-    return json.loads(complete[-1])["step"] if complete else 0
-
-
-def stop_at(process: subprocess.Popen[str], save_dir: Path, step: int, number: signal.Signals) -> None:
-    """Send a signal as soon as ``step`` is logged."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while last_step(save_dir) < step and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-
-
-def final_tensors(save_dir: Path) -> dict[str, Tensor]:
-    stored = load_checkpoint(save_dir)
-    groups = ("model", "optimizer", "random")
-    return {f"{group}/{name}": tensor for group in groups for name, tensor in stored.tensors(group).items()}
-
-
-def assert_same_run(left: Path, right: Path) -> None:
-    """The same bits in the last checkpoint, the same numbers in the log, the same best step."""
-    ours, theirs = final_tensors(left), final_tensors(right)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    logs = []
-    for folder in (left, right):
-        lines = [{name: value for name, value in line.items() if "time" not in name} for line in log_lines(folder)]
-        logs.append([{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines])
-    assert logs[0] == logs[1]
-    assert best_step(left) == best_step(right)
-
-
-def kill_and_finish(job: Job, save_dir: Path, steps: list[int]) -> None:
-    for step in steps:
-        process = job.start(save_dir)
-        stop_at(process, save_dir, step, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert job.finish(save_dir)["step"] == NUM_STEPS
-
-
 @pytest.mark.slow
 def test_kill_minus_nine_at_random_moments_costs_no_bit(stateful: Job, tmp_path: Path) -> None:
     chance = random.Random(20260)
-    kill_and_finish(stateful, tmp_path / "killed", sorted(chance.randint(0, NUM_STEPS - 10) for _ in range(3)))
+    steps = sorted(chance.randint(0, NUM_STEPS - 10) for _ in range(3))
+    assert stateful.kill_and_finish(tmp_path / "killed", steps)["step"] == NUM_STEPS
     assert_same_run(tmp_path / "killed", stateful.whole)
     assert checkpoint_steps(tmp_path / "killed") == checkpoint_steps(stateful.whole)
 
@@ -160,7 +82,8 @@ def test_kill_minus_nine_at_random_moments_costs_no_bit(stateful: Job, tmp_path:
 @pytest.mark.slow
 def test_kill_minus_nine_with_random_rounding_and_batches_by_query(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", ROUNDED, data_type="bf16")
-    kill_and_finish(job, tmp_path / "killed", [random.Random(5).randint(20, NUM_STEPS - 20)])
+    steps = [random.Random(5).randint(20, NUM_STEPS - 20)]
+    assert job.kill_and_finish(tmp_path / "killed", steps)["step"] == NUM_STEPS
     assert_same_run(tmp_path / "killed", job.whole)
     assert log_lines(job.whole)[-1]["epoch"] == pytest.approx(NUM_STEPS / 6)
 
