@@ -1,8 +1,8 @@
 """Ids of any type as int64, the same on every machine and in every version: ``docs/impressions-format.md``.
 
 Integers are themselves (uint64 above 2^63 wraps), booleans 0 and 1, floats and decimals the whole number that they
-hold. Dates and times are milliseconds since 1970-01-01 UTC, rounded down. A string or bytes is the first 8 bytes of
-BLAKE2b with ``digest_size=8`` over its UTF-8 (or its bytes), read as a little-endian signed integer.
+hold. Dates and times are milliseconds since 1970-01-01 UTC, rounded down. A string or bytes is the 8-byte BLAKE2b
+digest of its UTF-8 (or its bytes), read as a little-endian signed integer.
 """
 
 from __future__ import annotations
