@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 
 import torch
 
+from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
@@ -17,6 +19,9 @@ from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
 from rookery.train.job import Job, LearningRate, Stateful
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
+
+AVERAGE = "average"
+"""The group of a checkpoint that has the averages of the parameters."""
 
 
 def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:
@@ -43,6 +48,11 @@ def build_job(
     """Everything that the loop needs to train ``model``."""
     network = make_optimizer(config.optimizer, model)
     states: dict[str, Stateful] = {"network": OptimizerState(network.optimizer, network.parameters)}
+    state: dict[str, Stateful] = {"model": model}
+    average = None
+    if config.optimizer.average is not None:
+        parameters = dict(model.named_parameters())
+        average = state[AVERAGE] = WeightAverage(parameters, network.optimizer, config.optimizer.average.decay)
     tables = model.network.embeddings.tables
     if tables is not None:
         states["tables"] = TableOptimizerState(tables)
@@ -51,13 +61,27 @@ def build_job(
         model=model,
         stream=stream,
         transform=make_transform(stream, preprocessor, training=True, device=device),
-        state={"model": model, "optimizer": StateGroup(states)},
+        state={**state, "optimizer": StateGroup(states)},
         learning_rates=(*network.learning_rates, *_table_rates(model)),
         optimizers=[network.optimizer],
-        validate=make_validation(config, model, preprocessor) if config.training.validate_every_n else None,
+        validate=_validation(config, model, preprocessor, average) if config.training.validate_every_n else None,
         unit="impressions",
         device=device,
     )
+
+
+def _validation(
+    config: RankerConfig, model: RankerModel, preprocessor: Preprocessor, average: WeightAverage | None
+) -> Callable[[], Mapping[str, float]]:
+    validate = make_validation(config, model, preprocessor)
+    if average is None:
+        return validate
+
+    def validate_average() -> Mapping[str, float]:
+        with average.applied():
+            return validate()
+
+    return validate_average
 
 
 def _table_rates(model: RankerModel) -> tuple[LearningRate, ...]:

@@ -109,6 +109,15 @@ class MultiTaskLearningRates(StrictModel):
     tower_learning_rates: dict[str, LearningRateConfig]
 
 
+class AverageConfig(StrictModel):
+    """A moving average of the parameters over steps; it is what is validated, evaluated, scored with and exported.
+
+    Tables with an optimizer of their own are not averaged.
+    """
+
+    decay: float = Field(default=0.99, gt=0, lt=1)
+
+
 class RankerOptimizerConfig(StrictModel):
     """Moves everything but tables with an optimizer of their own."""
 
@@ -121,6 +130,7 @@ class RankerOptimizerConfig(StrictModel):
     adamw: AdamWConfig | None = None
     single_task_learning_rate: LearningRateConfig | None = None
     multi_task_learning_rates: MultiTaskLearningRates | None = None
+    average: AverageConfig | None = None
 
 
 class ScoreConfig(StrictModel):

@@ -13,8 +13,9 @@ from torch import Tensor
 from rookery.checkpoint.checkpointer import best_step, load_checkpoint
 from rookery.config.loader import load_config
 from rookery.errors import RunNotFound
+from rookery.optim.average import load_average
 from rookery.ranker.batch import RankerFeatures
-from rookery.ranker.build import build_model, build_preprocessor
+from rookery.ranker.build import AVERAGE, build_model, build_preprocessor
 from rookery.ranker.calibration import calibrated
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.inputs import Inputs
@@ -74,6 +75,8 @@ def load_run(
     preprocessor = build_preprocessor(config, inputs)
     model = build_model(config, preprocessor, inputs, device or choose_device(config.runtime.device))
     model.load_tensors(stored.tensors("model"))
+    if config.optimizer.average is not None:
+        load_average(dict(model.named_parameters()), stored.tensors(AVERAGE))
     model.eval()
     calibration = calibrated(run, stored.step, config, model, preprocessor)
     if calibration is not None:
