@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from impression_log import DAY_MS, LABELS, START_MS, make_log, write_log
+from planted_impressions import NUM_ITEMS, item_id, planted_log, write_vectors
 from sklearn.metrics import roc_auc_score
 
 from rookery.config.loader import load_config
@@ -302,3 +303,49 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path):
     pq.write_table(other, tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: column 'row' is string, but int64 in .*a\.parquet"):
         initial_config(InitRequest((first, tmp_path / "b.parquet"), ROLES), lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A log and an export with vectors of all users and of most items."""
+    folder = tmp_path_factory.mktemp("planted")
+    log = planted_log(1_500)
+    return write_log(folder, log.table), write_vectors(folder / "vectors", log)
+
+
+def init_planted(planted: tuple[Path, Path], *keys: str) -> str:
+    log, vectors = planted
+    embeddings = tuple(f"{vectors}:{key}" for key in keys)
+    request = InitRequest((log,), Roles(("click", "like"), "user_id", "item_id", "time"), embeddings)
+    return initial_config(request, lambda line: None)
+
+
+def test_vectors_of_an_export_are_joined(planted: tuple[Path, Path], tmp_path: Path):
+    text = init_planted(planted, "user:user_id", "item:item_id", "item:recent_items")
+    (tmp_path / "config.yaml").write_text(text)
+    joined = load_config(RankerConfig, tmp_path / "config.yaml").features.embeddings
+    assert [(each.table, each.key, each.max_length) for each in joined] == [
+        ("user", "user_id", None),
+        ("item", "item_id", None),
+        ("item", "recent_items", 50),
+    ]
+    assert {each.export for each in joined} == {planted[1].resolve()}
+    items = planted_log(1_500).table["item_id"].to_numpy()
+    share = np.isin(items, [item_id(item) for item in range(NUM_ITEMS - 5)]).mean()
+    assert "60 vectors of 4 numbers; 100% of the ids have one" in text
+    assert f"35 vectors of 4 numbers; {100 * share:.0f}% of the ids have one" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("item_id", "write it as EXPORT:TABLE:KEY"),
+        ("items:item_id", "the export has no table 'items'; did you mean 'item'"),
+        ("item:item", "has no such column; did you mean 'item_id'"),
+        ("user:item_id", "none of the column's ids .int64. has a vector"),
+        ("user:weight", "has a value that"),
+    ],
+)
+def test_vectors_that_cannot_be_joined_are_refused(planted: tuple[Path, Path], key: str, problem: str):
+    with pytest.raises(DataError, match=problem):
+        init_planted(planted, key)
