@@ -19,6 +19,7 @@ class MaskBlocks(nn.Module):
     """``num`` mask blocks of equal shape as batched products: ``LayerNorm(Linear(x ⊙ Linear(ReLU(Linear(m)))))``.
 
     All read the same ``x`` and ``m``. Of every parameter ``[i]`` along the first dimension is the ``i``-th block's.
+    Masks are computed roughly: rounded to bfloat16 they move a logit half as far as any other layer does.
     """
 
     def __init__(self, config: MaskBlockConfig, num: int, in_features: int, mask_features: int) -> None:
@@ -27,8 +28,8 @@ class MaskBlocks(nn.Module):
         self._activation = config.activation
         hidden = _hidden_size(config, mask_features)
         self.input_norm = StackedLayerNorm(num, in_features) if config.input_layer_norm else None
-        self.aggregate = StackedLinear(num, mask_features, hidden)
-        self.project = StackedLinear(num, hidden, in_features)
+        self.aggregate = StackedLinear(num, mask_features, hidden, rough=True)
+        self.project = StackedLinear(num, hidden, in_features, rough=True)
         self.hidden = StackedLinear(num, in_features, config.output_size)
         self.norm = StackedLayerNorm(num, config.output_size)
 
@@ -38,7 +39,8 @@ class MaskBlocks(nn.Module):
         if self.input_norm is not None:
             features = self.input_norm(features)  # [batch, num, in_features]
         mask = self.project(self.aggregate(m).relu())  # [batch, num, in_features]
-        out: Tensor = self.norm(self.hidden(features * mask))
+        # Training in half precision rounds both anyway; a float32 product of all blocks is slow to write and to cast.
+        out: Tensor = self.norm(self.hidden(features.to(mask.dtype) * mask))
         return out.relu() if self._activation == "relu" else out
 
 
@@ -85,7 +87,9 @@ class MaskNet(nn.Module):
         return out if self.mlp is None else self.mlp(out)
 
     def _side_by_side(self, x: Tensor) -> Tensor:
-        outputs = [blocks(x, x) for blocks in self.blocks]  # a group each: [batch, num, output_size]
+        outputs: list[Tensor] = [blocks(x, x) for blocks in self.blocks]  # a group each: [batch, num, output_size]
+        if len(outputs) == 1:
+            return outputs[0].flatten(1)
         return torch.cat([outputs[group][:, member] for group, member in self._order], dim=1)
 
     def _one_by_one(self, x: Tensor) -> Tensor:

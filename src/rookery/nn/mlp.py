@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rookery.nn.config import BatchNormConfig, MlpConfig
-from rookery.nn.products import batched_linear, linear, wide_linear
+from rookery.nn.packing import MIN_WEIGHTS, Packed
+from rookery.nn.products import batched_linear, has_onednn, is_scoring, linear, wide_linear
 
 
 class Linear(nn.Module):
@@ -22,25 +23,57 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.xavier_uniform_(self.weight)
+        self._packed: Packed | None = None
+
+    def pack(self) -> None:
+        """Lay the weight out for scoring; it does not change any more."""
+        self._packed = Packed(self.weight.unsqueeze(0), self.bias.unsqueeze(0), rough=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._packed is not None and is_scoring(x):
+            return self._packed(x).squeeze(1)
         return linear(x, self.weight, self.bias)
 
 
 class StackedLinear(nn.Module):
-    """``num`` linear layers of equal shape; each is initialised as if it stood alone."""
+    """``num`` linear layers of equal shape; each is initialised as if it stood alone.
 
-    def __init__(self, num: int, in_features: int, out_features: int) -> None:
+    ``rough``: under autocast, scoring rounds the operands as training does.
+    """
+
+    def __init__(self, num: int, in_features: int, out_features: int, *, rough: bool = False) -> None:
         super().__init__()
         self.out_features = out_features
+        self._rough = rough
+        self._packed: Packed | None = None
         self.weight = nn.Parameter(torch.empty(num, out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(num, out_features))
         for weight in self.weight.detach():
             nn.init.xavier_uniform_(weight)
 
+    def pack(self) -> None:
+        """Lay the weights out for scoring; they do not change any more."""
+        self._packed = Packed(self.weight, self.bias, rough=self._rough)
+
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in]``, which all layers read, or ``[batch, num, in]`` → ``[batch, num, out]``."""
-        return (wide_linear if x.dim() == 2 else batched_linear)(x, self.weight, self.bias)
+        if self._packed is not None and is_scoring(x):
+            return self._packed(x)
+        product = wide_linear if x.dim() == 2 else batched_linear
+        return product(x, self.weight, self.bias, rough=self._rough)
+
+
+def pack_for_scoring(network: nn.Module) -> None:
+    """Lay out the weights of the wide layers of ``network``, on a CPU, for scoring alone: none may change any more."""
+    for layer in network.modules():
+        if isinstance(layer, (Linear, StackedLinear)) and _is_wide(layer.weight):
+            layer.pack()
+
+
+def _is_wide(weight: Tensor) -> bool:
+    """Whether products with ``weight [.., out, in]`` are worth it here."""
+    out_features, in_features = weight.shape[-2:]
+    return weight.device.type == "cpu" and has_onednn() and out_features * in_features >= MIN_WEIGHTS
 
 
 class BatchNorm(nn.Module):

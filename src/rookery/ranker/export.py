@@ -30,6 +30,7 @@ from rookery.config.loader import dump_config, load_config
 from rookery.data.columns import ColumnRequest
 from rookery.data.staging import staged
 from rookery.errors import DataError
+from rookery.nn.mlp import pack_for_scoring
 from rookery.ranker.build import build_model, build_preprocessor
 from rookery.ranker.columns import ColumnPlan
 from rookery.ranker.config import RankerConfig
@@ -165,7 +166,8 @@ def _open_torch(path: Path, manifest: RankerManifest) -> Callable[[Mapping[str, 
     model.load_tensors(StoredTensors(path / _WEIGHTS))
     scales, offsets = zip(*((task.calibration_scale, task.calibration_offset) for task in manifest.tasks), strict=True)
     model.set_calibration(torch.tensor(scales), torch.tensor(offsets))
-    loaded = LoadedRun(path, config, manifest.step, model.eval(), preprocessor)
+    pack_for_scoring(model.eval())
+    loaded = LoadedRun(path, config, manifest.step, model, preprocessor)
     return functools.partial(checkpoint_scores, loaded)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rookery.checkpoint.checkpointer import best_step, load_checkpoint
 from rookery.config.loader import load_config
 from rookery.errors import RunNotFound
+from rookery.nn.mlp import pack_for_scoring
 from rookery.optim.average import load_average
 from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.build import AVERAGE, build_model, build_preprocessor
@@ -44,8 +45,12 @@ class LoadedRun:
     @torch.no_grad()
     def predict_features(self, features: RankerFeatures) -> Tensor:
         """The same of what the network sees, on its device."""
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.runtime.enable_amp):
+        with self.autocast():
             return self.model.probabilities(features).cpu()
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the run computes in."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.runtime.enable_amp)
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> RankerConfig:
@@ -77,7 +82,7 @@ def load_run(
     model.load_tensors(stored.tensors("model"))
     if config.optimizer.average is not None:
         load_average(dict(model.named_parameters()), stored.tensors(AVERAGE))
-    model.eval()
+    pack_for_scoring(model.eval())
     calibration = calibrated(run, stored.step, config, model, preprocessor)
     if calibration is not None:
         calibration.apply(model)

@@ -19,7 +19,7 @@ def _onednn_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small products too, on any processor that torch has oneDNN for."""
     assert torch.backends.mkldnn.is_available()
     monkeypatch.setattr(products, "_MIN_SIZE", 0)
-    monkeypatch.setattr(products, "_has_onednn", lambda: True)
+    monkeypatch.setattr(products, "has_onednn", lambda: True)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

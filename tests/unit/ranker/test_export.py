@@ -275,7 +275,9 @@ def test_torch_is_compared_to_the_last_bit(run):
         prove(run, nearly, "torch", rows)
 
 
-def test_a_graph_is_compared_in_float32_whatever_the_run_computes_in(run):
+def test_a_graph_is_compared_in_float32_whatever_the_run_computes_in(world):
+    masks = {"mask_net_config": {"mask_blocks": [{"output_size": 8, "reduction_factor": 0.5}] * 2}}
+    run = world.run("masks", model__backbone=masks)  # what half precision rounds outside of training
     runtime = run.config.runtime.model_copy(update={"enable_amp": True})
     in_bfloat16 = replace(run, config=run.config.model_copy(update={"runtime": runtime}))
     rows = read_proof_rows(run, None)
