@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +18,11 @@ from rookery.cli.output import INTERRUPTED, JsonFlag, emit, progress_console
 from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, parse_checkpoint
 
 if TYPE_CHECKING:
-    from rookery.ranker.explain import Change, Explanation
+    from rookery.ranker.explain import Explanation
     from rookery.ranker.tune import StudyReport
     from rookery.ranker.tune_trials import TrialReport
 
+_FEATURES_SHOWN = 40
 _TASKS_SHOWN = 8
 
 
@@ -134,22 +135,28 @@ def _facts(values: Mapping[str, Any]) -> Table:
 
 
 def _importance_tables(explanation: Explanation) -> Group:
-    tasks = list(explanation.quality)[:_TASKS_SHOWN]
     quality = Table("", "positives", "AUROC", "log-loss", title="The model as it is", title_justify="left")
     for task, found in explanation.quality.items():
         quality.add_row(task, f"{found.positives:,}", f"{found.auroc:.4f}", f"{found.logloss:.5f}")
-    columns = ("feature", "kind", "log-loss rise, all tasks", *(f"AUROC drop {task}" for task in tasks))
-    title = f"{explanation.num_rows:,} rows of {explanation.split}, {explanation.num_repeats} permutations"
-    features = Table(*columns, title=title, title_justify="left")
-    for feature in explanation.features:
-        drops = (_change(feature.tasks[task].auroc_drop, 4) for task in tasks)
-        features.add_row(feature.name, feature.kind, _change(feature.logloss_rise, 5), *drops)
-    hidden = len(explanation.quality) - len(tasks)
-    return Group(quality, features, *([Text(f"{hidden} more tasks with --json")] if hidden else []))
+    tasks = list(explanation.quality)[:_TASKS_SHOWN]
+    title = (
+        f"Permuted {explanation.num_repeats} times on {explanation.num_rows:,} rows of {explanation.split}: rise in "
+        "log-loss over all tasks, drop in the AUROC of each"
+    )
+    features = Table(title=title, title_justify="left")
+    for name in ("feature", "kind", "log-loss", *tasks):
+        features.add_column(name, no_wrap=name in {"feature", "log-loss"})
+    for feature in explanation.features[:_FEATURES_SHOWN]:
+        rise = f"{feature.logloss_rise.mean:.5f} ± {feature.logloss_rise.deviation:.5f}"
+        drops = (f"{feature.tasks[task].auroc_drop.mean:.4f}" for task in tasks)
+        features.add_row(feature.name, feature.kind, rise, *drops)
+    hidden_tasks = list(explanation.quality)[_TASKS_SHOWN:]
+    hidden = [*_rest("features", explanation.features[_FEATURES_SHOWN:]), *_rest("tasks", hidden_tasks)]
+    return Group(quality, features, *hidden)
 
 
-def _change(change: Change, digits: int) -> str:
-    return f"{change.mean:.{digits}f} ± {change.deviation:.{digits}f}"
+def _rest(what: str, hidden: Sequence[object]) -> list[Text]:
+    return [Text(f"… {len(hidden)} more {what} with --json")] if hidden else []
 
 
 def _study_table(report: StudyReport) -> Group:

@@ -6,7 +6,6 @@ the drop is what the model owes to the feature. Features that say the same stand
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -20,6 +19,7 @@ from rookery.metrics.binary import auroc, losses
 from rookery.ranker.batch import RankerBatch, RankerFeatures
 from rookery.ranker.blocks import Block, NumericGroup
 from rookery.ranker.config import RankerConfig
+from rookery.ranker.features_config import FeaturesConfig
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.run import LoadedRun
@@ -31,11 +31,15 @@ _ROWS_AT_ONCE = 8192  # rows of a forward pass: wide models stay below a gigabyt
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """Values that are dealt out together; ``moved`` gives row ``i`` those of row ``order[i]``."""
+    """Values that are dealt out together; ``moved`` gives row ``i`` those of row ``order[i]``.
+
+    ``vectors`` are the features whose vectors move along; None where vectors become others by it, as by attention.
+    """
 
     name: str
     kind: Kind
     moved: Callable[[RankerFeatures, Tensor], RankerFeatures]
+    vectors: frozenset[str] | None = frozenset()
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,17 @@ class Explanation:
 def explain(run: LoadedRun, split: str, num_rows: int, num_repeats: int) -> Explanation:
     """Importance of every feature on ``num_rows`` rows drawn from a partition of ``validation_data``.
 
-    Costs a forward pass of these rows for each feature and repeat, at no memory beyond one. Raises ``UserError`` for a
-    partition that the configuration does not have.
+    Costs a pass of backbone and towers over these rows for each feature and repeat; embeddings are looked up and pooled
+    once. Raises ``UserError`` for a partition that the configuration does not have.
     """
     batch = sample_batch(run, split, num_rows)
+    predict = _Predictor(run, batch.features)
     # The same permutations for all features, so that they differ by nothing else.
     generator = torch.Generator().manual_seed(run.config.runtime.seed)
     orders = [torch.randperm(batch.num_rows, generator=generator) for _ in range(num_repeats)]
-    whole = _Quality.of(_predict(run, batch.features), batch)
+    whole = _Quality.of(predict.whole(), batch)
     features = [
-        _importance(group, run.model.tasks, whole, [_of_order(run, batch, group, order) for order in orders])
+        _importance(group, run.model.tasks, whole, [_Quality.of(predict(group, order), batch) for order in orders])
         for group in feature_groups(run.config, run.preprocessor)
     ]
     return Explanation(
@@ -125,15 +130,14 @@ def feature_groups(config: RankerConfig, preprocessor: Preprocessor) -> list[Fea
     """Every feature that the model sees, and every table that several features share as one."""
     features = config.features
     groups = [*_columns("continuous", preprocessor.continuous), *_columns("binary", preprocessor.binary)]
-    groups += [FeatureGroup(each.name, "dense", _member("dense", [each.name])) for each in features.dense]
-    groups += [FeatureGroup(each.name, "discrete", _member("discrete", [each.name])) for each in features.discrete]
-    groups += [FeatureGroup(each.name, "ragged", _member("ragged", [each.name])) for each in features.ragged]
-    groups += [FeatureGroup(each.name, "embedding", _member("joined", [each.name])) for each in features.embeddings]
+    groups += [FeatureGroup(each.name, "dense", _rows_moved([each.name])) for each in features.dense]
+    groups += [_embedded(features, "discrete", each.name, [each.name]) for each in features.discrete]
+    groups += [_embedded(features, "ragged", each.name, [each.name]) for each in features.ragged]
+    groups += [_embedded(features, "embedding", each.name, [each.name]) for each in features.embeddings]
     for table in features.tables:
-        discrete = [each.name for each in features.discrete if each.table == table.name]
-        ragged = [each.name for each in features.ragged if each.table == table.name]
-        if len(discrete) + len(ragged) > 1:
-            groups.append(FeatureGroup(table.name, "table", _table(discrete, ragged)))
+        sharing = [each.name for each in features.looked_up if each.table == table.name]
+        if len(sharing) > 1:
+            groups.append(_embedded(features, "table", table.name, sharing))
     return groups
 
 
@@ -154,18 +158,77 @@ def _stretch(kind: str, start: int, stop: int) -> Callable[[RankerFeatures, Tens
     return moved
 
 
-def _member(kind: str, names: Sequence[str]) -> Callable[[RankerFeatures, Tensor], RankerFeatures]:
+def _embedded(features: FeaturesConfig, kind: Kind, name: str, members: Sequence[str]) -> FeatureGroup:
+    """A list that is attended is seen through its query: its vector moves along only if both move, or neither."""
+    attended = [(each.name, each.query) for each in features.ragged if each.query is not None]
+    as_they_are = all((list_name in members) == (query in members) for list_name, query in attended)
+    return FeatureGroup(name, kind, _rows_moved(members), frozenset(members) if as_they_are else None)
+
+
+def _rows_moved(names: Sequence[str]) -> Callable[[RankerFeatures, Tensor], RankerFeatures]:
+    """Names are of one feature each, whatever its kind."""
+
     def moved(features: RankerFeatures, order: Tensor) -> RankerFeatures:
-        values: Mapping[str, Tensor] = getattr(features, kind)
-        changed: Any = {**values, **{name: values[name][order] for name in names}}
-        return replace(features, **{kind: changed})
+        def change(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value[order] if name in names else value for name, value in values.items()}
+
+        return replace(
+            features,
+            dense=change(features.dense),
+            discrete=change(features.discrete),
+            ragged=change(features.ragged),
+            joined=change(features.joined),
+        )
 
     return moved
 
 
-def _table(discrete: Sequence[str], ragged: Sequence[str]) -> Callable[[RankerFeatures, Tensor], RankerFeatures]:
-    parts = (_member("discrete", discrete), _member("ragged", ragged))
-    return lambda features, order: parts[1](parts[0](features, order), order)
+class _Predictor:
+    """Probabilities ``[rows, tasks]`` (on the CPU) of some rows, as they are and with a group of features moved.
+
+    Keeps the vectors of every embedded feature: of a model with attention they cost more than all that follows.
+    """
+
+    def __init__(self, run: LoadedRun, features: RankerFeatures) -> None:
+        config = run.config.features
+        self._run, self._features = run, features
+        self._names = [each.name for each in (*config.looked_up, *config.embeddings)]
+        self._vectors = self._made(features)
+
+    def whole(self) -> Tensor:
+        return self._probabilities(self._features, self._vectors)
+
+    def __call__(self, group: FeatureGroup, order: Tensor) -> Tensor:
+        order = order.to(self._run.model.device)
+        features = group.moved(self._features, order)
+        if group.vectors is None:
+            return self._probabilities(features, self._made(features))
+        named = zip(self._names, self._vectors, strict=True)
+        return self._probabilities(features, [each[order] if name in group.vectors else each for name, each in named])
+
+    @torch.no_grad()
+    def _made(self, features: RankerFeatures) -> list[Tensor]:
+        with self._run.autocast():
+            parts = [self._run.model.network.embeddings(_part(features, start)) for start in self._starts]
+        return [torch.cat(vectors) for vectors in zip(*parts, strict=True)]
+
+    @torch.no_grad()
+    def _probabilities(self, features: RankerFeatures, vectors: Sequence[Tensor]) -> Tensor:
+        model, parts = self._run.model, []
+        with self._run.autocast():
+            for start in self._starts:
+                some = [each[start : start + _ROWS_AT_ONCE] for each in vectors]
+                logits = model.network.logits(model.network.inputs(_part(features, start), some))
+                parts.append(model.calibrated(logits).cpu())
+        return torch.cat(parts)
+
+    @property
+    def _starts(self) -> range:
+        return range(0, self._features.num_rows, _ROWS_AT_ONCE)
+
+
+def _part(features: RankerFeatures, start: int) -> RankerFeatures:
+    return features.map(lambda tensor: tensor[start : start + _ROWS_AT_ONCE])
 
 
 @dataclass(frozen=True)
@@ -182,10 +245,6 @@ class _Quality:
         areas = [auroc(*columns) for columns in zip(probabilities.T, labels.T, weights.T, strict=True)]
         loss = (losses(probabilities.double(), labels) * weights).sum(0) / weights.sum(0)
         return cls(torch.tensor(areas, dtype=torch.float64), loss)
-
-
-def _of_order(run: LoadedRun, batch: RankerBatch, group: FeatureGroup, order: Tensor) -> _Quality:
-    return _Quality.of(_predict(run, group.moved(batch.features, order.to(run.model.device))), batch)
 
 
 def _importance(group: FeatureGroup, tasks: Sequence[str], whole: _Quality, permuted: Sequence[_Quality]) -> Importance:
@@ -211,13 +270,3 @@ def _described(tasks: Sequence[str], whole: _Quality, batch: RankerBatch) -> dic
 
 def _change(repeats: Tensor) -> Change:
     return Change(float(repeats.mean()), float(repeats.std()) if len(repeats) > 1 else 0.0)
-
-
-def _predict(run: LoadedRun, features: RankerFeatures) -> Tensor:
-    """Calibrated probabilities ``[rows, tasks]``, on the CPU."""
-    starts = range(0, features.num_rows, _ROWS_AT_ONCE)
-    return torch.cat([run.predict_features(features.map(functools.partial(_rows_from, start))) for start in starts])
-
-
-def _rows_from(start: int, tensor: Tensor) -> Tensor:
-    return tensor[start : start + _ROWS_AT_ONCE]

@@ -6,7 +6,7 @@ Hot path: ``RankerModel.forward`` → ``RankerNetwork.forward`` (features → on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,10 @@ class RankerNetwork(nn.Module):
 
     def forward(self, features: RankerFeatures, balance: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Logits ``[batch, tasks]``; ``balance`` acts on the backbone's output."""
-        inputs = self.inputs(features)  # [batch, width]
+        return self.logits(self.inputs(features), balance)
+
+    def logits(self, inputs: Tensor, balance: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The same of ``inputs`` ``[batch, width]``."""
         if self.backbone is None:
             return self.towers(inputs)  # type: ignore[no-any-return]
         shared = self.backbone(inputs)  # [batch, dim] or [tasks, batch, dim]
@@ -72,15 +75,18 @@ class RankerNetwork(nn.Module):
             if part is not None:
                 part.compile(dynamic=True)
 
-    def inputs(self, features: RankerFeatures) -> Tensor:
-        """All features side by side ``[batch, width]``: numbers, dense vectors, position, embeddings."""
+    def inputs(self, features: RankerFeatures, vectors: Sequence[Tensor] | None = None) -> Tensor:
+        """All features side by side ``[batch, width]``: numbers, dense vectors, position, embeddings.
+
+        ``vectors`` are what ``embeddings`` gives of the features, where that is known already.
+        """
         parts = [self.featurizer(features.continuous, features.binary)]
         parts += [
             norm(features.dense[name]) for name, norm in zip(features.dense, self.dense_norms.values(), strict=True)
         ]
         if self.position is not None:
             parts.append(self.position(features.position, features.num_rows))
-        parts += self.embeddings(features)
+        parts += self.embeddings(features) if vectors is None else vectors
         return torch.cat([part for part in parts if part.shape[1]], 1)
 
     def _layout(self, sizes: FeatureSizes) -> InputLayout:
@@ -154,11 +160,18 @@ class RankerModel(nn.Module):
 
     def unsampled_logits(self, features: RankerFeatures) -> Tensor:
         """Logits of the log before it was sampled: ``p r / (1 - p + p r)`` with ``r = neg_rate / pos_rate``."""
-        return self.logits(features).float() + self.sampling_offset
+        return self._unsampled(self.logits(features))
 
     def probabilities(self, features: RankerFeatures) -> Tensor:
         """Calibrated probabilities ``[batch, tasks]``, float32."""
-        return torch.sigmoid(self.calibration_scale * self.unsampled_logits(features) + self.calibration_offset)
+        return self.calibrated(self.logits(features))
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """The same of ``logits``."""
+        return torch.sigmoid(self.calibration_scale * self._unsampled(logits) + self.calibration_offset)
+
+    def _unsampled(self, logits: Tensor) -> Tensor:
+        return logits.float() + self.sampling_offset
 
     def score(self, probabilities: Tensor) -> Tensor:
         """The weighted score ``[batch]`` of probabilities ``[batch, tasks]``."""

@@ -87,7 +87,7 @@ def test_explanations_are_sorted_json(rookery, run):
 def test_explanations_for_people(rookery, run):
     code, out, _ = rookery("explain", run, "--rows", 300)
     assert code == 0
-    for words in ("300 rows of valid, 3 permutations", "affinity", "AUROC drop like", "±", "positives"):
+    for words in ("Permuted 3 times on 300 rows of valid", "affinity", "like", "±", "positives"):
         assert words in out
 
 

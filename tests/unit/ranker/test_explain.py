@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
+from small_ranker import small_batch, small_config, small_model
 
 from rookery.config.loader import parse_config
 from rookery.data.stream import ParquetStream
 from rookery.errors import UserError
 from rookery.ranker.batch import RankerBatch, RankerFeatures
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.explain import explain, feature_groups, sample_batch
+from rookery.ranker.explain import _embedded, _Predictor, explain, feature_groups, sample_batch
 from rookery.ranker.run import LoadedRun, load_run
 from rookery.ranker.train import train_ranker
 
@@ -203,3 +204,36 @@ def test_a_task_without_positives_has_no_auroc_and_does_not_spoil_the_others(wor
 def test_an_unknown_partition_is_told(world: World) -> None:
     with pytest.raises(UserError, match="--split vlid: no such partition of validation_data; did you mean 'valid'"):
         explain(world.run, "vlid", 10, 1)
+
+
+def test_vectors_that_are_kept_change_nothing() -> None:
+    """Lists attended through a query, joined vectors, positions: as if everything were computed anew."""
+    config = small_config()
+    model = small_model(config).eval()
+    run = LoadedRun(Path("run"), config, 1, model, preprocessor=None)
+    features = small_batch(num_rows=40).features
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    predict = _Predictor(run, features)
+    torch.testing.assert_close(predict.whole(), run.predict_features(features), rtol=0, atol=0)
+    for members, kept in {
+        ("item_id",): False,  # the query of "seen"
+        ("seen",): False,
+        ("item_id", "seen"): True,
+        ("tag",): True,
+        ("tags",): True,
+        ("author",): True,
+    }.items():
+        group = _embedded(config.features, "table", "some", members)
+        assert (group.vectors is not None) == kept
+        expected = run.predict_features(group.moved(features, order))
+        assert not torch.equal(expected, predict.whole())
+        torch.testing.assert_close(predict(group, order), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_many_rows_go_through_the_network_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = explain(world.run, "valid", 700, 1)
+    monkeypatch.setattr("rookery.ranker.explain._ROWS_AT_ONCE", 99)
+    parts = explain(world.run, "valid", 700, 1)
+    assert [one.name for one in parts.features] == [one.name for one in whole.features]
+    for one, other in zip(parts.features, whole.features, strict=True):
+        assert one.logloss_rise.mean == pytest.approx(other.logloss_rise.mean, abs=1e-6)
