@@ -19,7 +19,7 @@ class MaskBlocks(nn.Module):
     """``num`` mask blocks of equal shape as batched products: ``LayerNorm(Linear(x ⊙ Linear(ReLU(Linear(m)))))``.
 
     All read the same ``x`` and ``m``. Of every parameter ``[i]`` along the first dimension is the ``i``-th block's.
-    Masks are computed roughly: rounded to bfloat16 they move a logit half as far as any other layer does.
+    Their first layer is rough: rounded to bfloat16, it moves a logit least of all wide layers.
     """
 
     def __init__(self, config: MaskBlockConfig, num: int, in_features: int, mask_features: int) -> None:
@@ -29,7 +29,7 @@ class MaskBlocks(nn.Module):
         hidden = _hidden_size(config, mask_features)
         self.input_norm = StackedLayerNorm(num, in_features) if config.input_layer_norm else None
         self.aggregate = StackedLinear(num, mask_features, hidden, rough=True)
-        self.project = StackedLinear(num, hidden, in_features, rough=True)
+        self.project = StackedLinear(num, hidden, in_features)
         self.hidden = StackedLinear(num, in_features, config.output_size)
         self.norm = StackedLayerNorm(num, config.output_size)
 

@@ -21,7 +21,7 @@ def make_dense_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parame
     if isinstance(chosen, Adagrad):
         return torch.optim.Adagrad(parameters, lr=rate, eps=chosen.eps)
     if isinstance(chosen, Adam):
-        return torch.optim.Adam(parameters, lr=rate, betas=chosen.betas, eps=chosen.eps)
+        return torch.optim.Adam(parameters, lr=rate, betas=chosen.betas, eps=chosen.eps, fused=True)
     return DenseRowwiseAdagrad(parameters, lr=rate, eps=chosen.eps)
 
 

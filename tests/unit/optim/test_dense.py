@@ -135,3 +135,16 @@ def test_a_parameter_without_gradient_stays() -> None:
     parameter = nn.Parameter(torch.ones(ROWS, DIM))
     DenseRowwiseAdagrad([parameter], lr=0.5, eps=1e-8).step()
     assert torch.equal(parameter.detach(), torch.ones(ROWS, DIM))
+
+
+def test_adam_in_one_pass_is_adam_operation_by_operation() -> None:
+    one, other = (nn.Parameter(torch.randn(300, 17, generator=torch.Generator().manual_seed(1))) for _ in range(2))
+    in_one_pass = make_dense_optimizer(OptimizerConfig.model_validate({"adam": {"lr": 0.01}}), [one])
+    by_operation = torch.optim.Adam([other], lr=0.01, foreach=False, fused=False)
+    assert in_one_pass.defaults["fused"]
+    for step in range(30):
+        gradient = torch.randn(one.shape, generator=torch.Generator().manual_seed(step)) * 10.0 ** (step % 5 - 3)
+        one.grad, other.grad = gradient.clone(), gradient.clone()
+        in_one_pass.step()
+        by_operation.step()
+    torch.testing.assert_close(one.detach(), other.detach(), rtol=0, atol=1e-6)  # a step moves by up to 1e-2
