@@ -122,4 +122,5 @@ def _render_log(result: dict[str, Any]) -> Group:
     for name, num_rows in result["num_rows"].items():
         table.add_row(f"{name}.parquet", f"{num_rows:,}")
     left_out = f"{result['num_left_out']:,} impressions of other days are left out"
-    return Group(table, left_out, f"next: rookery ranker init {result['path'] / 'train.parquet'} --label is_click")
+    keys = "--label is_click --label long_view … --user user_id --item video_id --time time_ms"
+    return Group(table, left_out, f"next: rookery ranker init {result['path']} {keys} > config.yaml")
