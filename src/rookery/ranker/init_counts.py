@@ -66,14 +66,14 @@ class RowCounter:
             SELECT {name} AS value, count(*) AS n FROM {self._rows(self._parts["train"])}
             WHERE {name} IS NOT NULL GROUP BY 1
         """)
-        (counted,) = self._db.execute(f"""
+        ((num_values, num_frequent, rows_per_value),) = self._db.execute(f"""
             SELECT count(*), count(*) FILTER (n >= {FREQUENT}), coalesce(avg(n), 0) FROM counted
         """).fetchall()
-        (known,) = self._db.execute(f"""
+        ((known,),) = self._db.execute(f"""
             SELECT avg((counted.value IS NOT NULL)::INTEGER) FROM {self._rows(self._parts["valid"])} later
             LEFT JOIN counted ON later.{name} = counted.value AND counted.n >= {FREQUENT}
         """).fetchall()
-        return IdCounts(*counted, known[0] or 0.0)
+        return IdCounts(num_values, num_frequent, rows_per_value, known or 0.0)
 
     def _rows(self, part: Part) -> str:
         """A table expression of the rows of a partition."""

@@ -117,7 +117,7 @@ def _bytes_per_row(slices: Sequence[RowGroupSlice]) -> int:
     """Decoded, by the footer of the largest row group."""
     largest = max(slices, key=lambda piece: piece.num_rows)
     group = read_footer(largest.file).row_group(largest.row_group)
-    return max(1, group.total_byte_size // group.num_rows)
+    return max(1, int(group.total_byte_size) // int(group.num_rows))
 
 
 def _read(piece: RowGroupSlice, step: int, num_rows: int) -> pa.Table:

@@ -119,7 +119,7 @@ def _features(found: Findings) -> str:
     schema = found.schema
     body = "features:\n"
     for kind in ("continuous", "binary", "dense", "discrete", "ragged"):
-        features = schema.of(kind)  # type: ignore[arg-type]
+        features = schema.of(kind)
         if features:
             body += f"  {kind}:\n" + "".join(f"    - {_feature(each)}\n" for each in features)
     body += _tables(found) + _joined(found)
