@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from rookery.metrics.binary import Predictions, RankingMetrics, ScaledLoss, Statistic, SumMetrics, ratio
+from rookery.metrics.binary import EPSILON, Predictions, RankingMetrics, ScaledLoss, Statistic, SumMetrics, ratio
 from rookery.metrics.bootstrap import Resampling, interval
 from rookery.metrics.engagement_rows import EngagementRows
 from rookery.metrics.grouped import UserRanking, ndcg
@@ -46,12 +46,15 @@ class TaskMetrics:
     values: Mapping[str, float]
     intervals: Mapping[str, Interval]
     reliability: Sequence[ReliabilityBin]
-    histogram: Histogram
+    histogram: Histogram  # of log-odds
 
 
 @dataclass(frozen=True)
 class EngagementMetrics:
-    """All tasks on one set of rows; ``ndcg`` over the ``num_ranked`` users of whose rows some order beats another."""
+    """All tasks on one set of rows; ``ndcg`` over the ``num_ranked`` users of whose rows some order beats another.
+
+    ``score_histogram`` has the rows with a gain as its positives, each of weight 1.
+    """
 
     num_rows: int
     num_users: int | None  # None: rows say nothing about users
@@ -59,6 +62,7 @@ class EngagementMetrics:
     ndcg: float
     ndcg_interval: Interval | None
     num_ranked: int
+    score_histogram: Histogram
 
     def means(self) -> dict[str, float]:
         """Each of ``METRICS`` averaged over the tasks in which it is defined (NaN: in none)."""
@@ -116,6 +120,7 @@ def measure(rows: EngagementRows, tasks: Sequence[str], options: MeasureOptions)
         ndcg=ndcg_means[0].item(),
         ndcg_interval=interval(ndcg_means[1:]) if options.num_replicates else None,
         num_ranked=num_ranked,
+        score_histogram=histogram(rows.scores, rows.gains > 0, torch.ones(len(rows))),
     )
 
 
@@ -140,7 +145,7 @@ def _measure_task(
         values={name: value[0].item() for name, value in values.items()},
         intervals={name: interval(value[1:]) for name, value in values.items()} if resampling.num_replicates else {},
         reliability=reliability(p, y, weights, num_bins),
-        histogram=histogram(p, y, weights),
+        histogram=histogram(torch.logit(p.double(), eps=EPSILON), y, weights),
     )
 
 

@@ -1,4 +1,4 @@
-"""What diagrams show of one binary prediction: mean label against mean prediction, and predictions by label."""
+"""What diagrams show of predictions: mean label against mean prediction, and how values lie by label."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rookery.metrics.binary import EPSILON
 from rookery.metrics.runs import Runs
 
 HISTOGRAM_BINS = 40
@@ -29,10 +28,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Weight of the rows of each label by log-odds of the prediction, in bins of equal width.
-
-    Bin ``i`` begins at ``low + i * width`` (natural log-odds).
-    """
+    """Weight of the rows of each label, in bins of equal width; bin ``i`` begins at ``low + i * width``."""
 
     low: float
     width: float
@@ -60,13 +56,13 @@ def reliability(p: Tensor, y: Tensor, weights: Tensor, num_bins: int) -> list[Re
     return [ReliabilityBin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def histogram(p: Tensor, y: Tensor, weights: Tensor) -> Histogram:
-    """40 bins between the first and the last prediction. Shapes as in ``reliability``."""
+def histogram(values: Tensor, y: Tensor, weights: Tensor) -> Histogram:
+    """40 bins between the least and the greatest of ``values``. Shapes as in ``reliability``."""
     kept = weights > 0
-    odds = torch.logit(p[kept].double(), eps=EPSILON)
-    low, high = (odds.min().item(), odds.max().item()) if len(odds) else (0.0, 0.0)
+    values = values[kept].double()
+    low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 0.0)
     width = (high - low or 1.0) / HISTOGRAM_BINS
-    bins = ((odds - low) / width).long().clamp(0, HISTOGRAM_BINS - 1)
+    bins = ((values - low) / width).long().clamp(0, HISTOGRAM_BINS - 1)
     label, weight = y[kept], weights[kept].double()
     by_label = [torch.bincount(bins[chosen], weight[chosen], HISTOGRAM_BINS).tolist() for chosen in (label, ~label)]
     return Histogram(low, width, tuple(by_label[0]), tuple(by_label[1]))

@@ -1,4 +1,4 @@
-"""From what a network says to probabilities that come true: undo the sampling of the log, then fit what is left."""
+"""From what a network says to probabilities that come true."""
 
 from __future__ import annotations
 
@@ -15,15 +15,6 @@ _MAX_STEPS = 100
 _TOLERANCE = 1e-12  # of a mean probability, as a share of the mean label
 _MIN_SHARE = 1e-6
 _LOSS_ROUNDING = 1e-14
-
-
-def numeric_calibration(probability: Tensor, ratio: float | Tensor) -> Tensor:
-    """``p r / (1 - p + p r)``: the probability before rows were left out, with ``ratio = neg_rate / pos_rate``.
-
-    On the logit it is ``+ log(ratio)``.
-    """
-    positive = probability * ratio
-    return positive / (1 - probability + positive)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,14 @@ class Evaluation:
             name: {"reliability": [asdict(each) for each in task.reliability], "histogram": asdict(task.histogram)}
             for name, task in self.whole.tasks.items()
         }
-        return {"split": self.split, **_described(self.whole), "strata": strata, "diagrams": diagrams}
+        scores = asdict(self.whole.score_histogram)
+        return {
+            "split": self.split,
+            **_described(self.whole),
+            "strata": strata,
+            "diagrams": diagrams,
+            "score_histogram": scores,
+        }
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from rookery.ranker.report_charts import (
     curve_chart,
     interval_chart,
     reliability_chart,
+    score_chart,
     swatch,
 )
 from rookery.ranker.report_curves import CurveGroup, evaluation_curves, training_curves
@@ -78,6 +79,8 @@ def render_report(run: Path, split: str, step: int) -> str:
         _section("At a glance", _grid(_overviews(evaluation["tasks"])), "Marks with 95% intervals."),
         _section("Reliability and predictions", _grid(_reliability_figures(evaluation)), _RELIABILITY_LEAD),
     ]
+    if any(evaluation["score_histogram"]["positives"] + evaluation["score_histogram"]["negatives"]):
+        sections.append(_section("Score", _grid([_score_figure(evaluation)]), _SCORE_LEAD))
     curves = [*training_curves(run), *evaluation_curves(run, split)]
     if curves:
         figures = (_curve_figure(f"curve-{number}", group, step) for number, group in enumerate(curves))
@@ -96,6 +99,11 @@ _RELIABILITY_LEAD = (
     "Dots: bins of equal weight, the predicted share against the observed one with its 95% interval. On the dashed "
     "line the prediction is right; a hollow dot saw no positive, or nothing else. Beneath: where predictions lie, by "
     "label, both areas of the same size."
+)
+
+_SCORE_LEAD = (
+    "The sum of weight times probability that rows are ordered by. Both areas are of the same size: the further they "
+    "are apart, the better the order."
 )
 
 
@@ -242,6 +250,19 @@ def _reliability_figures(evaluation: Mapping[str, Any]) -> Iterable[str]:
 _LABEL_LEGEND = (
     '<ul class="legend"><li><i class="positives"></i>predictions where it happened</li>'
     '<li><i class="negatives"></i>where it did not</li></ul>'
+)
+
+
+def _score_figure(evaluation: Mapping[str, Any]) -> str:
+    ndcg = evaluation["ndcg"]
+    caption = element("figcaption", f"NDCG by user {_formatted(ndcg, '.4f')}") if ndcg is not None else ""
+    chart = score_chart("score", evaluation["score_histogram"])
+    return element("figure", element("h3", "weighted score"), caption, chart, _GAIN_LEGEND)
+
+
+_GAIN_LEGEND = (
+    '<ul class="legend"><li><i class="positives"></i>rows with engagements of a weight above zero</li>'
+    '<li><i class="negatives"></i>rows without</li></ul>'
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -66,7 +66,7 @@ def reliability_chart(name: str, task: str, metrics: Mapping[str, Any], diagram:
         *(_reliability_mark(each, across, up, low) for each in bins),
         text(_LEFT + 6, 24, "happens more often than predicted", "note", "start"),
         text(_RIGHT - 6, 228, "less often", "note", "end"),
-        *_histogram(histogram, across, (300, 248)),
+        *_histogram(histogram, lambda odds: across(1 / (1 + math.exp(-odds))), (300, 248)),
         *(text(across(value), 316, label) for value, label in across.ticks),
         text((_LEFT + _RIGHT) / 2, 334, "predicted probability", "axis"),
         element(
@@ -84,13 +84,13 @@ def reliability_chart(name: str, task: str, metrics: Mapping[str, Any], diagram:
 def _probability_range(bins: Sequence[Mapping[str, Any]], histogram: Mapping[str, Any]) -> tuple[float, float]:
     """From log-odds that hold all means of bins and 99.8% of the rows, with a margin."""
     shares = [share for each in bins for share in (each["mean_prediction"], each["ctr"]) if 0 < share < 1]
-    odds = [logit(share) for share in shares] + _central_range(histogram)
+    odds = [logit(share) for share in shares] + list(_central_range(histogram))
     low, high = max(min(odds) - 0.35, -14.5), min(max(odds) + 0.35, 14.5)
     return 1 / (1 + math.exp(-low)), 1 / (1 + math.exp(-high))
 
 
-def _central_range(histogram: Mapping[str, Any]) -> list[float]:
-    """Log-odds between which 99.8% of the weight lie."""
+def _central_range(histogram: Mapping[str, Any]) -> tuple[float, float]:
+    """Between these lie 99.8% of the weight."""
     mass = [a + b for a, b in zip(histogram["positives"], histogram["negatives"], strict=True)]
     total, passed, kept = sum(mass), 0.0, []
     for place, each in enumerate(mass):
@@ -98,7 +98,7 @@ def _central_range(histogram: Mapping[str, Any]) -> list[float]:
             kept.append(place)
         passed += each
     start, width = histogram["low"], histogram["width"]
-    return [start + kept[0] * width, start + (kept[-1] + 1) * width]
+    return start + kept[0] * width, start + (kept[-1] + 1) * width
 
 
 def _reliability_mark(each: Mapping[str, Any], across: Scale, up: Scale, floor: float) -> str:
@@ -122,7 +122,20 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
-def _histogram(histogram: Mapping[str, Any], across: Scale, rows: tuple[float, float]) -> list[str]:
+def score_chart(name: str, histogram: Mapping[str, Any]) -> str:
+    """How the weighted score lies where something came of a row, and where nothing did."""
+    low, high = _central_range(histogram)
+    across = linear_scale(low, high, (_LEFT, _RIGHT), 5)
+    parts = [
+        *_histogram(histogram, across, (196, 12)),
+        *(text(across(value), 212, label) for value, label in across.ticks),
+        text((_LEFT + _RIGHT) / 2, 230, "score", "axis"),
+    ]
+    description = f"99.8% of the scores lie between {_number(low)} and {_number(high)}."
+    return drawing(name, "Distribution of the score", description, (WIDTH, 236), parts)
+
+
+def _histogram(histogram: Mapping[str, Any], across: Callable[[float], float], rows: tuple[float, float]) -> list[str]:
     """Both labels as areas, each of the same size: they show where, not how many."""
     bottom, top = rows
     areas = []
@@ -134,9 +147,8 @@ def _histogram(histogram: Mapping[str, Any], across: Scale, rows: tuple[float, f
         points = []
         for place, share in enumerate(values):
             y = bottom - share / highest * (bottom - top)
-            for edge in (place, place + 1):
-                odds = histogram["low"] + edge * histogram["width"]
-                points.append((across(1 / (1 + math.exp(-odds))), y))
+            edges = (histogram["low"] + edge * histogram["width"] for edge in (place, place + 1))
+            points += [(across(edge), y) for edge in edges]
         d = f"M{points[0][0]:.1f} {bottom}L" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         areas.append(element("path", d=f"{d}L{points[-1][0]:.1f} {bottom}Z", class_=label))
     return [*areas, line(_LEFT, bottom, _RIGHT, bottom, "edge")]

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from rookery.nn.calibration import CalibrationMap, fit_platt, numeric_calibration
+from rookery.nn.calibration import CalibrationMap, fit_platt
 
 NUM_ROWS = 4000
 
@@ -153,22 +153,3 @@ def test_saturated_logits(method: str) -> None:
     fitted = fit_platt(logits, labels, torch.ones(100), method)  # type: ignore[arg-type]
     assert fitted.method == method
     assert_mean_holds(fitted, logits, labels, torch.ones(100))
-
-
-def test_numeric_calibration_undoes_the_sampling() -> None:
-    """Of the negatives a tenth was kept, of the positives a half."""
-    positives, negatives, pos_rate, neg_rate = 30.0, 970.0, 0.5, 0.1
-    kept = positives * pos_rate / (positives * pos_rate + negatives * neg_rate)
-    found = numeric_calibration(torch.tensor(kept, dtype=torch.float64), neg_rate / pos_rate)
-    assert found.item() == pytest.approx(positives / (positives + negatives), rel=1e-12)
-
-
-def test_numeric_calibration_is_an_offset_of_the_logit() -> None:
-    probability = torch.tensor([0.0, 1e-9, 0.3, 0.5, 1 - 1e-9, 1.0], dtype=torch.float64, requires_grad=True)
-    ratio = torch.tensor(0.02, dtype=torch.float64)
-    found = numeric_calibration(probability, ratio)
-    expected = torch.sigmoid(torch.logit(probability) + ratio.log())
-    torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), [probability])
-    torch.testing.assert_close(gradient, ratio / (1 - probability + probability * ratio).square())
-    torch.testing.assert_close(numeric_calibration(probability, 1.0), probability)

@@ -25,6 +25,7 @@ from rookery.ranker.report_charts import (
     curve_chart,
     interval_chart,
     reliability_chart,
+    score_chart,
     wilson_interval,
 )
 from rookery.ranker.report_curves import MAX_POINTS, evaluation_curves, training_curves
@@ -222,6 +223,16 @@ def test_a_right_prediction_lies_on_the_diagonal_and_higher_shares_lie_higher() 
     assert dots[0][1] > dots[1][1] > dots[2][1]
     ((_, bottom),) = circles(svg, "hollow")
     assert bottom == y1
+
+
+def test_a_higher_score_lies_further_right() -> None:
+    histogram = {"low": -2.0, "width": 0.1, "positives": [0.0] * 30 + [2.0] * 10, "negatives": [1.0] * 40}
+    svg = score_chart("s", histogram)
+    positives, negatives = path_points(svg, "positives"), path_points(svg, "negatives")
+    height = {name: min(y for _, y in points) for name, points in (("p", positives), ("n", negatives))}
+    assert height["p"] < height["n"]  # ten bins share what is spread over forty there
+    peak = [x for x, y in positives if y == height["p"]]
+    assert (min(peak), max(peak)) == pytest.approx((negatives[0][0] * 0.25 + negatives[-1][0] * 0.75, negatives[-1][0]))
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.02, 500), (0.5, 8), (1.0, 3)])
