@@ -6,6 +6,7 @@ RUN/calibration/step-000001000.json
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +16,25 @@ from torch import Tensor
 
 from rookery.checkpoint.files import write_atomically
 from rookery.errors import DataError
-from rookery.nn.calibration import fit_platt
+from rookery.nn.calibration import CalibrationMap, fit_platt
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
 from rookery.ranker.partition import evaluation_batches
 from rookery.ranker.preprocess import Preprocessor
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """``scale · logit + offset`` by task, and what it was fitted on."""
+    """``scale · logit + offset`` by task, what it was fitted on, and in ``fitted`` by which method."""
 
     step: int
     partition: str
     method: str
     scale: Mapping[str, float]
     offset: Mapping[str, float]
+    fitted: Mapping[str, str]
 
     def apply(self, model: RankerModel) -> None:
         """Let ``model`` give calibrated probabilities."""
@@ -61,11 +65,37 @@ def fit_calibration(step: int, config: RankerConfig, model: RankerModel, preproc
     assert config.calibration is not None
     partition, method = config.calibration.partition, config.calibration.method
     logits, labels, weights = _predictions(config, partition, model, preprocessor)
-    scale, offset = {}, {}
-    for index, task in enumerate(model.tasks):
-        fitted = fit_platt(logits[:, index], labels[:, index], weights[:, index], method)
-        scale[task], offset[task] = fitted.scale, fitted.offset
-    return Calibration(step, partition, method, scale, offset)
+    maps = {
+        task: fit_platt(logits[:, index], labels[:, index], weights[:, index], method)
+        for index, task in enumerate(model.tasks)
+    }
+    _warn_of_lesser_maps(maps, partition, method)
+    return Calibration(
+        step,
+        partition,
+        method,
+        scale={task: each.scale for task, each in maps.items()},
+        offset={task: each.offset for task, each in maps.items()},
+        fitted={task: each.method for task, each in maps.items()},
+    )
+
+
+def _warn_of_lesser_maps(maps: Mapping[str, CalibrationMap], partition: str, method: str) -> None:
+    for task, each in maps.items():
+        if each.method == "identity":
+            logger.warning(
+                "task %r is not calibrated: its label is the same in all rows of partition %r; give "
+                "calibration.partition rows with both",
+                task,
+                partition,
+            )
+        elif each.method != method:
+            logger.warning(
+                "task %r: its logits do not order the labels of partition %r in a way that a scale could be fitted to; "
+                "only the mean was calibrated",
+                task,
+                partition,
+            )
 
 
 @torch.no_grad()
