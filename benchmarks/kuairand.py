@@ -2,16 +2,19 @@
 
 Fitted on days up to 3 May 2022, chosen on 4 May, reported on 5 May. Both see the same leak-free features of the same
 rows; the network also looks its ids up and reads the lists of earlier videos. TwHIN's vectors come from the history
-before the first impression.
+before the first impression. One day has few positives of most labels: differences come with intervals over users, and
+``--rolling`` does the same on 1 to 4 May, each with a network and trees that know nothing of it.
 
     python benchmarks/kuairand.py --json
-    python benchmarks/kuairand.py --variants mask_net,mask_net_alone --seeds 5
+    python benchmarks/kuairand.py --variants ple,ple_alone --seeds 5
+    python benchmarks/kuairand.py --rolling --json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import copy
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -21,17 +24,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 import yaml
+from engagements import METRICS, LabelledRows, ece_of_exact
 from journey import Journey, main
-
-from rookery.metrics.engagement import EngagementMeter, MeasureOptions
-from rookery.metrics.engagement_rows import EngagementRows
 
 LABELS = ("is_click", "long_view", "is_like", "is_profile_enter", "is_comment", "is_follow", "is_forward", "is_hate")
 COMMON = LABELS[:4]
-METRICS = ("auroc", "gauc", "rce", "calibration", "ece")
+BEST = "ple"  # on 4 May
 
 # What the network leaves out: values so many that in two passes they are learned by heart. Found on 4 May.
 LEARNED_BY_HEART = ("user_id", "music_id", "onehot_feat3", "onehot_feat8")
@@ -48,7 +49,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "mlp": {"mlp_config": MLP},
 }
 TOWER = {"mlp_config": {"layer_sizes": [64, 1], "dropout": DROPOUT}}
-BATCH_SIZE, NUM_STEPS = 1024, 301  # two passes
+BATCH_SIZE, NUM_PASSES = 1024, 2
+DAY_MS, CST_MS = 86_400_000, 8 * 3_600_000
 
 
 def recipe(config: dict[str, Any], variant: str) -> dict[str, Any]:
@@ -77,25 +79,35 @@ def recipe(config: dict[str, Any], variant: str) -> dict[str, Any]:
     training = config["training"]
     training.pop("num_epochs")
     training.pop("early_stopping")
-    training |= {"num_train_steps": NUM_STEPS, "validate_every_n": NUM_STEPS, "checkpoint_every_n": NUM_STEPS}
+    num_rows = sum(pq.read_metadata(path).num_rows for path in config["train_data"]["inputs"])
+    steps = math.ceil(NUM_PASSES * num_rows / BATCH_SIZE)
+    training |= {"num_train_steps": steps, "validate_every_n": steps, "checkpoint_every_n": steps}
     return config
 
 
-def train(journey: Journey, config: str, variant: str, seed: int) -> Path:
+def train(journey: Journey, config: Mapping[str, Any], variant: str, seed: int, name: str = "") -> Path:
     """Train a variant; one that is trained already is left as it is."""
-    run = journey.folder / f"{variant}-{seed}"
-    path = journey.folder / f"{variant}-{seed}.yaml"
-    changed = recipe(yaml.safe_load(config), variant)
+    run = journey.folder / f"{name}{variant}-{seed}"
+    path = journey.folder / f"{name}{variant}-{seed}.yaml"
+    changed = recipe(copy.deepcopy(dict(config)), variant)
     changed["runtime"]["seed"] = seed
     path.write_text(yaml.safe_dump(changed, sort_keys=False))
     journey.rookery("ranker", "train", path, "--save-dir", run, "--json")
     return run
 
 
-def evaluate(journey: Journey, run: Path, split: str, num_bootstrap: int) -> dict[str, Any]:
-    bootstrap = f"evaluation.num_bootstrap={num_bootstrap}"
-    printed = journey.rookery("ranker", "evaluate", run, "--split", split, "--set", bootstrap, "--json")
-    return dict(json.loads(printed)["tasks"])
+def predicted(journey: Journey, run: Path, rows: Path) -> np.ndarray:
+    """Calibrated probabilities ``[rows, labels]``."""
+    scored = journey.folder / f"{run.name}-{rows.stem}.parquet"
+    journey.rookery("ranker", "score", run, rows, scored, "--overwrite", "--json")
+    table = pq.read_table(scored)
+    return np.stack([table[f"probability.{label}"].to_numpy() for label in LABELS], axis=1)
+
+
+def labelled(rows: Path) -> LabelledRows:
+    table = pq.read_table(rows, columns=["user_id", *LABELS])
+    labels = np.stack([table[label].to_numpy() for label in LABELS], axis=1) > 0
+    return LabelledRows(LABELS, labels, table["user_id"].to_numpy())
 
 
 def vectors(journey: Journey, data: Path) -> Path:
@@ -108,18 +120,18 @@ def vectors(journey: Journey, data: Path) -> Path:
     return export
 
 
-def initial_config(journey: Journey, log: Path, export: Path) -> str:
+def initial_config(journey: Journey, log: Path, export: Path) -> dict[str, Any]:
     labels = [part for label in LABELS for part in ("--label", label)]
     keys = ["--user", "user_id", "--item", "video_id", "--time", "time_ms"]
     joins = ["--embedding", f"{export}:user:user_id", "--embedding", f"{export}:video:video_id"]
-    return journey.rookery("ranker", "init", log, *labels, *keys, *joins)
+    return dict(yaml.safe_load(journey.rookery("ranker", "init", log, *labels, *keys, *joins)))
 
 
-def frames(log: Path) -> dict[str, pd.DataFrame]:
+def frames(log: Path, split: str) -> dict[str, pd.DataFrame]:
     """The rows as LightGBM takes them: every column that is no list, no label, no time; strings as categories."""
-    tables = {split: pq.read_table(log / f"{split}.parquet") for split in ("train", "test")}
+    tables = {name: pq.read_table(log / f"{name}.parquet") for name in ("train", split)}
     lists = [field.name for field in tables["train"].schema if pa.types.is_list(field.type)]
-    made = {split: table.drop_columns(lists).to_pandas() for split, table in tables.items()}
+    made = {name: table.drop_columns(lists).to_pandas() for name, table in tables.items()}
     for name in made["train"].columns:
         if not pd.api.types.is_numeric_dtype(made["train"][name]):
             values = sorted(made["train"][name].dropna().unique())
@@ -128,43 +140,21 @@ def frames(log: Path) -> dict[str, pd.DataFrame]:
     return made
 
 
-def boosted_trees(log: Path, num_bootstrap: int) -> tuple[dict[str, Any], float]:
-    """150 trees a label, the rest as LightGBM has it but for the rate; metrics on 5 May and seconds of fitting."""
+def boosted_trees(journey: Journey, log: Path, split: str) -> np.ndarray:
+    """Probabilities ``[rows, labels]`` of 150 trees a label, the rest as LightGBM has it but for the rate."""
     import lightgbm
 
-    made = frames(log)
+    start = time.monotonic()
+    made = frames(log, split)
     features = [name for name in made["train"].columns if name not in {*LABELS, "time_ms"}]
     categorical = [name for name in features if isinstance(made["train"][name].dtype, pd.CategoricalDtype)]
-    start = time.monotonic()
-    predicted = []
+    columns = []
     for label in LABELS:
         model = lightgbm.LGBMClassifier(n_estimators=150, learning_rate=0.07, verbose=-1, n_jobs=2, random_state=0)
         model.fit(made["train"][features], made["train"][label], categorical_feature=[*categorical, "tab"])
-        predicted.append(model.predict_proba(made["test"][features])[:, 1])
-    return measured(np.stack(predicted, 1), made["test"], num_bootstrap), time.monotonic() - start
-
-
-def measured(probabilities: np.ndarray, rows: pd.DataFrame, num_bootstrap: int) -> dict[str, Any]:
-    """Metrics by label as `rookery ranker evaluate` has them."""
-    meter = EngagementMeter(LABELS)
-    labels = torch.from_numpy(rows[list(LABELS)].to_numpy()).bool()
-    num_rows = len(rows)
-    meter.update(
-        EngagementRows(
-            probabilities=torch.from_numpy(probabilities).float(),
-            labels=labels,
-            weights=torch.ones(labels.shape),
-            scores=torch.zeros(num_rows),
-            gains=torch.zeros(num_rows),
-            strata=torch.empty(num_rows, 0, dtype=torch.bool),
-            users=torch.from_numpy(rows["user_id"].to_numpy()),
-        )
-    )
-    whole, _ = meter.compute(MeasureOptions(num_replicates=num_bootstrap))
-    return {
-        label: {**task.values, "intervals": task.intervals}  # noqa: PD011 (no frame)
-        for label, task in whole.tasks.items()
-    }
+        columns.append(model.predict_proba(made[split][features])[:, 1])
+    journey.seconds["lightgbm"] = round(journey.seconds.get("lightgbm", 0.0) + time.monotonic() - start, 1)
+    return np.stack(columns, axis=1)
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
@@ -179,20 +169,86 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def rounded(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of one model by label; intervals of the rare labels."""
+    """Metrics of one model by label, with intervals."""
     return {
         label: {metric: round(result[label][metric], 4) for metric in METRICS}
-        | (
-            {}
-            if label in COMMON or not result[label]["intervals"]
-            else {"intervals": intervals(result[label]["intervals"])}
-        )
+        | {"intervals": {metric: rounded_all(result[label]["intervals"][metric]) for metric in METRICS[:3]}}
         for label in LABELS
     }
 
 
-def intervals(found: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    return {metric: [round(bound, 4) for bound in found[metric]] for metric in ("auroc", "gauc", "rce")}
+def rounded_all(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def gains(
+    rows: LabelledRows, ours: Sequence[np.ndarray], theirs: np.ndarray, num_bootstrap: int
+) -> dict[str, dict[str, list[float]]]:
+    """By label and metric: the difference, and its interval."""
+    found = {label: rows.gain(ours, theirs, label, num_bootstrap) for label in COMMON}
+    return {label: {name: rounded_all(values) for name, values in each.items()} for label, each in found.items()}
+
+
+def compare(journey: Journey, arguments: argparse.Namespace, log: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """All variants on the one split."""
+    path = log / f"{arguments.split}.parquet"
+    rows, predictions = labelled(path), {}
+    result: dict[str, Any] = {"split": arguments.split}
+    trees = None if arguments.skip_trees else boosted_trees(journey, log, arguments.split)
+    if trees is not None:
+        result["lightgbm"] = rounded(rows.measured(trees, arguments.bootstrap))
+    for variant in arguments.variants.split(","):
+        start = time.monotonic()
+        runs = [train(journey, config, variant, seed) for seed in range(arguments.seeds)]
+        journey.seconds[variant] = round(time.monotonic() - start, 1)
+        predictions[variant] = [predicted(journey, run, path) for run in runs]
+        measured = [rows.measured(each, 0) for each in predictions[variant]]
+        result[variant] = summary(measured)
+    best = predictions.get(BEST)
+    if best is not None:
+        result[f"{BEST}_first_seed"] = rounded(rows.measured(best[0], arguments.bootstrap))
+        result["ece_of_exact"] = {
+            label: round(ece_of_exact(best[0][:, number]), 4) for number, label in enumerate(COMMON)
+        }
+        if trees is not None:
+            result[f"{BEST}_less_lightgbm"] = gains(rows, best, trees, arguments.bootstrap)
+    return result
+
+
+def fold(log: Path, out: Path, day: int) -> Path:
+    """Rows of ``day`` as test, of the day before as valid, of all days before that as train; days counted from 1970."""
+    out.mkdir(exist_ok=True)
+    table = pa.concat_tables([pq.read_table(log / f"{name}.parquet") for name in ("train", "valid")])
+    days = pa.array((table["time_ms"].to_numpy() + CST_MS) // DAY_MS)
+    for name, chosen in {
+        "train": pc.less(days, day - 1),
+        "valid": pc.equal(days, day - 1),
+        "test": pc.equal(days, day),
+    }.items():
+        pq.write_table(table.filter(chosen), out / f"{name}.parquet", row_group_size=16_384)
+    return out
+
+
+def roll(journey: Journey, log: Path, config: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """Each day from 1 to 4 May by what was fitted on the days before; means over the days."""
+    last = int((pq.read_table(log / "valid.parquet", columns=["time_ms"])["time_ms"][0].as_py() + CST_MS) // DAY_MS)
+    found: dict[str, list[Any]] = {"lightgbm": [], variant: []}
+    for day in range(last - 3, last + 1):
+        rows_of = fold(log, journey.folder / f"day-{day}", day)
+        moved = copy.deepcopy(dict(config))
+        for name, partition in {"train": moved["train_data"], **moved["validation_data"]}.items():
+            partition["inputs"] = [str(rows_of / f"{name}.parquet")]
+        rows = labelled(rows_of / "test.parquet")
+        run = train(journey, moved, variant, 0, f"day-{day}-")
+        found["lightgbm"].append(rows.measured(boosted_trees(journey, rows_of, "test"), 0))
+        found[variant].append(rows.measured(predicted(journey, run, rows_of / "test.parquet"), 0))
+    return {
+        f"rolling_{name}": {
+            label: {metric: rounded_all([day[label][metric] for day in days]) for metric in METRICS} for label in COMMON
+        }
+        | {"means": {label: {metric: summary(days)[label][metric][0] for metric in METRICS} for label in COMMON}}
+        for name, days in found.items()
+    }
 
 
 def run(journey: Journey, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -200,28 +256,19 @@ def run(journey: Journey, arguments: argparse.Namespace) -> dict[str, Any]:
     if not log.exists():
         journey.rookery("data", "prepare", "kuairand", data, log, "--json")
     config = initial_config(journey, log, vectors(journey, data))
-    result: dict[str, Any] = {"split": arguments.split}
-    if not arguments.skip_trees:
-        found, seconds = boosted_trees(log, arguments.bootstrap)
-        result["lightgbm"] = rounded(found)
-        journey.seconds["lightgbm"] = round(seconds, 1)
-    for variant in arguments.variants.split(","):
-        start = time.monotonic()
-        runs = [train(journey, config, variant, seed) for seed in range(arguments.seeds)]
-        journey.seconds[variant] = round(time.monotonic() - start, 1)
-        results = [evaluate(journey, each, arguments.split, arguments.bootstrap) for each in runs]
-        result[variant] = summary(results)
-        result[f"{variant}_first_seed"] = rounded(results[0])
-    return result
+    if arguments.rolling:
+        return roll(journey, log, config, arguments.variants.split(",")[0])
+    return compare(journey, arguments, log, config)
 
 
 if __name__ == "__main__":
     main(
         __doc__,
         run,
-        variants={"default": "mask_net,mask_net_alone,dcn,mmoe,ple,mlp", "help": "backbones, comma between"},
+        variants={"default": "ple,ple_alone,mask_net,mask_net_alone,dcn,mmoe,mlp", "help": "backbones, comma between"},
         seeds={"type": int, "default": 5, "help": "runs of each variant"},
         bootstrap={"type": int, "default": 200, "help": "resamples of users behind intervals"},
         split={"default": "test", "help": "valid while choosing"},
+        rolling={"action": "store_true", "help": "1 to 4 May instead, the first variant alone"},
         **{"skip-trees": {"action": "store_true", "help": "leave LightGBM out"}},
     )

@@ -107,7 +107,7 @@ def test_scores_of_the_test_day_are_what_was_evaluated(trained: Path) -> None:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Every kind of state at once: two optimizers, schedules, a table and joined vectors that move in the backward
-    pass, batch normalisation, dropout, learned task weights, down-sampling, accumulated batches.
+    pass, batch normalisation, dropout, learned task weights, averaged weights, down-sampling, accumulated batches.
     """
     folder = tmp_path_factory.mktemp("stateful")
     log = planted_log()
@@ -138,7 +138,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     changed["loss"] = {"grad_norm": {}}
     changed["calibration"] = {"partition": "valid"}
     rates = {"backbone_learning_rate": schedule, "tower_learning_rates": dict.fromkeys(TASKS, schedule)}
-    changed["optimizer"] = {"adamw": {}, "multi_task_learning_rates": rates}
+    changed["optimizer"] = {"adamw": {}, "multi_task_learning_rates": rates, "average": {"decay": 0.9}}
     path = folder / "config.yaml"
     path.write_text(dump_config(RankerConfig.model_validate(changed)))
     job = Job("ranker", path, folder / "whole")
