@@ -14,15 +14,18 @@ from torch import Tensor
 from rookery.checkpoint.files import force_to_disk
 from rookery.data.row_groups import read_footer
 from rookery.errors import DataError, RookeryError
-from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig
 from rookery.ranker.files import find_files
 from rookery.ranker.partition import NonFiniteWarnings, open_partition
 from rookery.ranker.run import LoadedRun
+from rookery.ranker.schema import check_schema
+from rookery.ranker.score_keys import KeyRows, key_schema
 from rookery.ranker.wrong_value import WrongValue
 
 SCORE = "score"
 _ROWS_PER_GROUP = 65_536
+# In the metadata of the schema: only files that have it are replaced.
+_MARKER = {b"rookery.kind": b"ranker scores"}
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,23 @@ def score_file(
     """Score the rows of ``source`` (a file, a folder, a glob) into one Parquet file, which appears whole or not at all.
 
     Its columns are those of ``keys`` (user, item, time) that ``source`` has, a probability a task, and the score. Only
-    the columns of the features are needed. ``notify`` is told of rows that were done. In memory are a buffer of the
-    stream and 65,536 rows of the result. Raises ``DataError`` with file, column and row for what cannot be scored.
+    the columns of the features are needed. No rows give a file without rows. ``overwrite`` replaces an earlier result
+    alone. ``notify`` is told of rows that were done. In memory are a buffer of the stream and 65,536 rows of the
+    result. Raises ``DataError`` with file, column and row for what cannot be scored.
     """
     partition = PartitionConfig(inputs=(str(source.absolute()),), batch_size=batch_size)
     files = find_files(partition)
     _require_free(out, source, files, overwrite)
-    keys = _kept_keys(run.config, files)
-    schema = _schema(run, files, keys)
-    rows = _KeyRows(files, keys)
+    keys = key_schema(run.config, files)
+    schema = _schema(run, keys)
+    rows = KeyRows(files, keys)
     num_rows = 0
     with _written_whole(out, schema) as write:
-        for probabilities in _predictions(run, partition):
+        for probabilities in _predictions(run, partition, files):
             write(_table(run, rows.take(len(probabilities)), probabilities, schema))
             num_rows += len(probabilities)
             notify(num_rows)
-        expected = sum(read_footer(file).num_rows for file in files)
+        expected = _num_rows(files)
         if num_rows != expected:
             raise RookeryError(
                 f"{out}: {num_rows:,} rows were scored, {source} has {expected:,}; it was changed meanwhile"
@@ -83,24 +87,36 @@ def _require_free(out: Path, source: Path, files: Sequence[Path], overwrite: boo
         raise DataError(f"{out}: is a folder; name the file to write")
     if out.exists() and not overwrite:
         raise DataError(f"{out}: exists; choose another name, or pass --overwrite to replace it")
+    if out.exists() and not _is_result(out):
+        raise DataError(
+            f"{out}: not an earlier result of `rookery ranker score`, so --overwrite does not replace it; choose "
+            "another name"
+        )
 
 
-def _kept_keys(config: RankerConfig, files: Sequence[Path]) -> tuple[str, ...]:
-    """Key columns that the first file has; a later one without is an error where it is read."""
-    present = read_footer(files[0]).schema.to_arrow_schema().names
-    keys = (config.keys.user, config.keys.item, config.keys.time)
-    return tuple(dict.fromkeys(name for name in keys if name is not None and name in present))
+def _is_result(file: Path) -> bool:
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError):  # no Parquet at all
+        return False
+    return _MARKER.items() <= metadata.items()
 
 
-def _schema(run: LoadedRun, files: Sequence[Path], keys: Sequence[str]) -> pa.Schema:
-    source = read_footer(files[0]).schema.to_arrow_schema()
-    fields = [source.field(name).remove_metadata() for name in keys]
-    fields += [pa.field(name, pa.float32()) for name in (*map(probability_column, run.model.tasks), SCORE)]
-    return pa.schema(fields, metadata={"rookery.run": str(run.path), "rookery.step": str(run.step)})
+def _schema(run: LoadedRun, keys: pa.Schema) -> pa.Schema:
+    predicted = [pa.field(name, pa.float32()) for name in (*map(probability_column, run.model.tasks), SCORE)]
+    metadata = {**_MARKER, b"rookery.run": str(run.path).encode(), b"rookery.step": str(run.step).encode()}
+    return pa.schema([*keys, *predicted], metadata=metadata)
 
 
-def _predictions(run: LoadedRun, partition: PartitionConfig) -> Iterator[Tensor]:
+def _num_rows(files: Sequence[Path]) -> int:
+    return sum(read_footer(file).num_rows for file in files)
+
+
+def _predictions(run: LoadedRun, partition: PartitionConfig, files: Sequence[Path]) -> Iterator[Tensor]:
     """Probabilities ``[batch, tasks]`` in the order of the rows."""
+    if not _num_rows(files):  # a stream has rows
+        check_schema(run.config, partition, run.preprocessor.uses(labels=False), run.preprocessor.id_types)
+        return
     stream = open_partition(run.config, partition, run.preprocessor, labels=False, num_epochs=1)
     warnings = NonFiniteWarnings(stream, run.preprocessor)
     for columns in stream:
@@ -115,38 +131,6 @@ def _table(run: LoadedRun, keys: pa.Table, probabilities: Tensor, schema: pa.Sch
     scores = run.model.score(probabilities.to(run.model.device)).cpu()
     columns = [*keys.columns, *(pa.array(column.contiguous().numpy()) for column in (*probabilities.T, scores))]
     return pa.table(columns, schema=schema)
-
-
-class _KeyRows:
-    """The key columns of files, row after row, as they are stored."""
-
-    def __init__(self, files: Sequence[Path], names: Sequence[str]) -> None:
-        self._batches = _key_batches(files, names)
-        self._names = names
-        self._pending = pa.table({})
-
-    def take(self, num_rows: int) -> pa.Table:
-        """The next rows."""
-        if not self._names:
-            return self._pending
-        parts = [self._pending] if self._pending.num_columns else []
-        while sum(part.num_rows for part in parts) < num_rows:
-            parts.append(next(self._batches))
-        whole = pa.concat_tables(parts)
-        self._pending = whole.slice(num_rows)
-        return whole.slice(0, num_rows)
-
-
-def _key_batches(files: Sequence[Path], names: Sequence[str]) -> Iterator[pa.Table]:
-    for file in files:
-        missing = set(names) - set(read_footer(file).schema.to_arrow_schema().names)
-        if missing:
-            raise DataError(
-                f"{file}: no column {min(missing)!r}, but {files[0]} has it; write all files with one schema"
-            )
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            for batch in parquet.iter_batches(_ROWS_PER_GROUP, columns=list(names)):
-                yield pa.Table.from_batches([batch])
 
 
 @contextmanager

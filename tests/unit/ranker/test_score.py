@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,19 @@ def test_an_existing_file_is_kept_unless_told(run: LoadedRun, tmp_path: Path) ->
     with pytest.raises(DataError, match="exists; choose another name, or pass --overwrite"):
         score_file(run, source, out, batch_size=BATCH)
     assert out.read_text() == "mine"
-    assert scored(run, source, out, overwrite=True).num_rows == 700
+
+
+def test_only_an_earlier_result_is_replaced(run: LoadedRun, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.parquet", later_day()), tmp_path / "out.parquet"
+    for _ in range(2):
+        assert scored(run, source, out, overwrite=True).num_rows == 700
+    config, foreign = tmp_path / "ranker.yaml", write(tmp_path / "foreign.parquet", later_day(5))
+    config.write_text("mine")
+    before = foreign.read_bytes()
+    for place in (config, foreign):
+        with pytest.raises(DataError, match=rf"{place.name}: not an earlier result of .*choose another name"):
+            score_file(run, source, place, batch_size=BATCH, overwrite=True)
+    assert (config.read_text(), foreign.read_bytes()) == ("mine", before)
 
 
 def test_the_rows_themselves_are_never_replaced(run: LoadedRun, tmp_path: Path) -> None:
@@ -156,11 +169,103 @@ def test_after_a_failure_nothing_is_left(run: LoadedRun, tmp_path: Path) -> None
 
 
 def test_a_replaced_file_survives_a_failure(run: LoadedRun, tmp_path: Path) -> None:
-    source, out = write(tmp_path / "in.parquet", later_day().drop_columns(["country"])), tmp_path / "out.parquet"
-    out.write_text("mine")
+    out = tmp_path / "out.parquet"
+    scored(run, write(tmp_path / "whole.parquet", later_day()), out)
+    before = out.read_bytes()
+    source = write(tmp_path / "in.parquet", later_day().drop_columns(["country"]))
     with pytest.raises(DataError, match=r"in\.parquet: no column 'country'"):
         score_file(run, source, out, batch_size=BATCH, overwrite=True)
-    assert out.read_text() == "mine"
+    assert out.read_bytes() == before
+
+
+def cast(table: pa.Table, name: str, arrow_type: pa.DataType) -> pa.Table:
+    column = table[name]
+    encoded = column.dictionary_encode() if pa.types.is_dictionary(arrow_type) else column.cast(arrow_type, safe=False)
+    return table.set_column(table.column_names.index(name), name, encoded)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "common"),
+    [
+        ("item_id", pa.int32(), pa.int64(), pa.int64()),
+        ("item_id", pa.uint32(), pa.int16(), pa.int64()),
+        ("item_id", pa.float64(), pa.int32(), pa.float64()),
+        ("time", pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("us")),
+        ("user_id", pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.string()),
+        ("user_id", pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.large_string()),
+    ],
+)
+def test_keys_of_files_that_differ_in_their_types_get_one(
+    run: LoadedRun, tmp_path: Path, name: str, first: pa.DataType, second: pa.DataType, common: pa.DataType
+) -> None:
+    table = later_day()
+    parts = [cast(table.slice(0, 300), name, first), cast(table.slice(300), name, second)]
+    for number, part in enumerate(parts):
+        write(tmp_path / "in" / f"{number}.parquet", part)
+    found = scored(run, tmp_path / "in", tmp_path / "out.parquet", batch_size=97)
+    assert found.schema.field(name).type == common
+    expected = [value for part in parts for value in part[name].cast(common).to_pylist()]
+    assert found[name].to_pylist() == expected
+    # Batches that begin elsewhere are computed in another order.
+    assert np.allclose(
+        matrix(found), matrix(scored(run, write(tmp_path / "one.parquet", table), tmp_path / "o.parquet"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("item_id", pa.int64(), pa.uint64()),
+        ("item_id", pa.int64(), pa.float64()),
+        ("time", pa.timestamp("us"), pa.timestamp("us", "UTC")),
+        ("time", pa.timestamp("us"), pa.int64()),
+    ],
+)
+def test_key_types_that_no_type_holds_are_told(
+    run: LoadedRun, tmp_path: Path, name: str, first: pa.DataType, second: pa.DataType
+) -> None:
+    for number, each in enumerate((first, second)):
+        write(tmp_path / "in" / f"{number}.parquet", cast(later_day(), name, each))
+    first_place, second_place = (
+        rf"{re.escape(str(each))} in .*/{number}\.parquet" for number, each in enumerate((first, second))
+    )
+    message = f"column '{name}' is {first_place}, {second_place}, .*one type in all files"
+    with pytest.raises(DataError, match=message):
+        score_file(run, tmp_path / "in", tmp_path / "results" / "out.parquet", batch_size=BATCH)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_key_that_does_not_fit_the_common_type_is_told(run: LoadedRun, tmp_path: Path) -> None:
+    """Seconds reach further than nanoseconds do."""
+    table = later_day()
+    far = pa.array([2**40] * 700, pa.timestamp("ms"))
+    place = table.column_names.index("time")
+    write(tmp_path / "in" / "0.parquet", table.set_column(place, "time", far))
+    write(tmp_path / "in" / "1.parquet", cast(table, "time", pa.timestamp("ns")), version="2.6")
+    far_away = table.set_column(place, "time", pa.array([2**50] * 700, pa.timestamp("ms")))
+    scored(run, tmp_path / "in", tmp_path / "out.parquet")
+    write(tmp_path / "in" / "0.parquet", far_away)
+    with pytest.raises(DataError, match=r"0\.parquet: its columns user_id, item_id, time cannot be read as .*\[ns\]"):
+        score_file(run, tmp_path / "in", tmp_path / "new.parquet", batch_size=BATCH)
+    assert not (tmp_path / "new.parquet").exists()
+
+
+def test_a_key_that_occurs_twice_is_told(run: LoadedRun, tmp_path: Path) -> None:
+    table = later_day()
+    source = write(tmp_path / "in.parquet", table.append_column("item_id", table["item_id"]))
+    with pytest.raises(DataError, match=r"in\.parquet: column 'item_id' occurs 2 times; write it once"):
+        score_file(run, source, tmp_path / "out.parquet", batch_size=BATCH)
+
+
+def test_no_rows_give_a_file_without_rows(run: LoadedRun, tmp_path: Path) -> None:
+    some = scored(run, write(tmp_path / "in.parquet", later_day()), tmp_path / "some.parquet")
+    none = scored(run, write(tmp_path / "empty.parquet", later_day().slice(0, 0)), tmp_path / "none.parquet")
+    assert none.num_rows == 0
+    assert none.schema.equals(some.schema, check_metadata=True)
+    source = write(tmp_path / "less.parquet", later_day().slice(0, 0).drop_columns(["country"]))
+    with pytest.raises(DataError, match="no column 'country'"):
+        score_file(run, source, tmp_path / "less_out.parquet", batch_size=BATCH)
+    assert not (tmp_path / "less_out.parquet").exists()
 
 
 def test_what_cannot_be_scored_is_told_with_file_and_column(run: LoadedRun, tmp_path: Path) -> None:
