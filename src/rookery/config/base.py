@@ -19,9 +19,9 @@ class OneOf:
 
 
 class StrictModel(BaseModel):
-    """A frozen model that refuses unknown keys; ``one_of`` lists its groups of alternatives."""
+    """A frozen model that refuses unknown keys, NaN and infinity; ``one_of`` lists its groups of alternatives."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     one_of: ClassVar[tuple[OneOf, ...]] = ()
 

@@ -24,6 +24,7 @@ _SENTENCES = {
     "bool_parsing": _SWITCH,
     "bool_type": _SWITCH,
     "dict_type": _MAPPING,
+    "finite_number": "must be a finite number",
     "float_parsing": _NUMBER,
     "float_type": _NUMBER,
     "greater_than_equal": "must be at least {ge}",

@@ -109,6 +109,12 @@ class AffineMapConfig(StrictModel):
     scale: float = 1.0
     bias: float = 0.0
 
+    @model_validator(mode="after")
+    def _lets_logits_through(self) -> AffineMapConfig:
+        if self.scale == 0:
+            raise ValueError("scale=0: nothing could be learned through it; start from another scale, as from 1")
+        return self
+
 
 class TaskModelConfig(StrictModel):
     """One network: the shared backbone, or the tower of a task."""

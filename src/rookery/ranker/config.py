@@ -207,6 +207,7 @@ class RankerConfig(StrictModel):
     def _parts_fit(self) -> RankerConfig:
         problems = (
             *_task_problems(self),
+            *_loss_problems(self),
             *_feature_problems(self.features),
             *_partition_problems(self),
         )
@@ -237,8 +238,6 @@ def _task_problems(config: RankerConfig) -> list[str]:
         problems += [
             f"{field}: task {task!r} has none; add it" for task in tasks if task not in rates.tower_learning_rates
         ]
-    if config.loss.grad_norm is not None and config.model.backbone is None:
-        problems.append("loss.grad_norm: it balances gradients at the backbone, and there is none; use fixed weights")
     rectify = config.preprocess.rectify_labels
     for task in rectify.label_to_engaged_timestamp_field if rectify is not None else ():
         if task not in labels:
@@ -253,6 +252,15 @@ def _task_problems(config: RankerConfig) -> list[str]:
                 f"preprocess.downsample_negatives.engagements_list: no label {task!r}; {did_you_mean(task, labels)}"
             )
     return problems
+
+
+def _loss_problems(config: RankerConfig) -> list[str]:
+    if config.loss.grad_norm is not None and config.model.backbone is None:
+        return ["loss.grad_norm: it balances gradients at the backbone, and there is none; use fixed weights"]
+    fixed = config.loss.fixed
+    if fixed is not None and not any(fixed.weights.get(task, 1.0) for task in config.tasks):
+        return ["loss.fixed.weights: every task has 0, nothing would be learned; give a task more than 0"]
+    return []
 
 
 def _feature_problems(features: FeaturesConfig) -> list[str]:
@@ -296,6 +304,8 @@ def _partition_problems(config: RankerConfig) -> list[str]:
         )
     if config.model.position_debias_config is not None and config.keys.position is None:
         problems.append("model.position_debias_config: needs keys.position, the column with the position of a row")
+    stratifiers = [one.name for one in config.evaluation.stratifiers]
+    problems += [f"evaluation.stratifiers: {name!r} is named twice" for name in _repeated(stratifiers)]
     return problems
 
 

@@ -217,7 +217,10 @@ class KeysConfig(StrictModel):
 
 
 class LabelConfig(StrictModel):
-    """Where a task's label is read. Rates say how the log was sampled; they undo it in loss and probabilities."""
+    """Where a task's label is read. Rates say how the log was sampled: undone in probabilities and metrics.
+
+    The loss is of the rows as they are; the logits that it learns are then shifted by ``log(neg_rate / pos_rate)``.
+    """
 
     column: str | None = None
     pos_downsampling_rate: Share = 1.0

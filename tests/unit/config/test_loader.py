@@ -117,6 +117,16 @@ def test_every_problem_is_reported_at_once_with_its_line(write):
     ]
 
 
+def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(write):
+    path = write("clip: .nan\nper_task:\n  click: {lr: .inf}\noptimizer:\n  adam: {lr: -.inf, betas: [.9, .NaN]}\n")
+    assert problems(path) == [
+        "config.yaml:5: optimizer.adam.lr=-inf: must be a finite number; leave it out for the default, 0.001",
+        "config.yaml:5: optimizer.adam.betas.1=nan: must be a finite number",
+        "config.yaml:3: per_task.click.lr=inf: must be a finite number; leave it out for the default, 0.01",
+        "config.yaml:1: clip=nan: must be a finite number; leave it out for the default, 1.0",
+    ]
+
+
 def test_an_unknown_key_far_from_all_lists_what_is_known(write):
     assert problems(write("optimizer: {qqq: 1}")) == [
         "config.yaml:1: optimizer: unknown key 'qqq'; known: sgd, adam, learning_rate"
