@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -33,3 +34,15 @@ def test_schema_of_twhin_is_json_schema():
     schema = json.loads(result.stdout)
     assert schema["additionalProperties"] is False
     assert {"training", "model", "train_data"} <= set(schema["properties"])
+
+
+def test_waiting_threads_sleep_unless_told_otherwise():
+    def policies(environment: dict[str, str]) -> set[str]:
+        command = [sys.executable, "-m", "rookery", "doctor"]
+        inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        shown = inherited | {"OMP_DISPLAY_ENV": "TRUE"} | environment
+        lines = subprocess.run(command, env=shown, capture_output=True, text=True, check=True).stderr.splitlines()
+        return {line.split("=")[1].strip() for line in lines if "OMP_WAIT_POLICY" in line}
+
+    assert policies({}) == {"'PASSIVE'"}
+    assert policies({"OMP_WAIT_POLICY": "active"}) == {"'ACTIVE'"}
