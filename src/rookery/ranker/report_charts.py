@@ -56,7 +56,7 @@ def reliability_chart(name: str, task: str, metrics: Mapping[str, Any], diagram:
     """Mean label against mean prediction in bins of equal weight, by log-odds; beneath, the predictions by label."""
     bins, histogram = diagram["reliability"], diagram["histogram"]
     if not bins:
-        return drawing(name, f"{task}: nothing to draw", "No rows.", (WIDTH, 40), [text(180, 24, "no rows")])
+        return _nothing(name, task, "no rows")
     low, high = _probability_range(bins, histogram)
     across = probability_scale(low, high, (_LEFT, _RIGHT), 40)
     up = probability_scale(low, high, (236, 12), 26)
@@ -171,6 +171,8 @@ def interval_chart(name: str, title: str, rows: Sequence[Estimate], reference: f
         if number is not None and (number > 0 or not log)
     ]
     numbers += [reference] if reference is not None else []
+    if not numbers:
+        return _nothing(name, title, "not defined")
     pixels = (124.0, 344.0)
     margin = (max(numbers) - min(numbers)) * 0.03
     low, high = min(numbers), max(numbers)
@@ -213,6 +215,8 @@ def curve_chart(name: str, title: str, curves: Sequence[Series], marked_step: fl
     defined = [(curve, curve.defined()) for curve in curves]
     xs = [x for _, points in defined for x, _ in points]
     ys = [y for _, points in defined for _, y in points if y > 0 or not log]
+    if not ys:
+        return _nothing(name, title, "no values above 0" if xs else "not defined")
     margin = (max(ys) - min(ys)) * 0.04
     across = linear_scale(min(xs), max(xs), (_LEFT, _RIGHT), 5)
     pixels = (196.0, 12.0)
@@ -253,6 +257,11 @@ def _frame(across: Scale, up: Scale, bottom: float, *, grid: bool, x_labels: boo
     if x_labels:
         yield from (text(across(value), bottom + 16, label) for value, label in across.ticks)
     yield line(_LEFT, bottom, _RIGHT, bottom, "edge")
+
+
+def _nothing(name: str, title: str, reason: str) -> str:
+    words = text(WIDTH / 2, 24, reason)
+    return drawing(name, f"{title}: nothing to draw", f"{reason.capitalize()}.", (WIDTH, 40), [words])
 
 
 def _number(value: float | None) -> str:

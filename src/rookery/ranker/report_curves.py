@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rookery.errors import DataError
 from rookery.ranker.evaluation_files import evaluated_steps, read_evaluation
 from rookery.ranker.report_charts import Series
+
+logger = logging.getLogger(__name__)
 
 MAX_POINTS = 240  # of a drawn curve: more than pixels tell apart
 _OVER_STEPS = (("auroc", "AUROC"), ("rce", "RCE, %"), ("calibration", "calibration ratio"))
@@ -45,11 +49,13 @@ def training_curves(run: Path) -> list[CurveGroup]:
 
 
 def evaluation_curves(run: Path, split: str) -> list[CurveGroup]:
-    """The same three metrics over the checkpoints that were evaluated; nothing for a single one."""
-    steps = evaluated_steps(run, split)
-    if len(steps) < 2:
+    """The same three metrics over the checkpoints that were evaluated; nothing for a single one.
+
+    Evaluations that are damaged are left out with a warning.
+    """
+    evaluations = list(_evaluations(run, split))
+    if len(evaluations) < 2:
         return []
-    evaluations = [read_evaluation(run, split, step) for step in steps]
     groups = []
     for metric, title in _OVER_STEPS:
         tasks = dict.fromkeys(task for each in evaluations for task in each["tasks"])
@@ -61,11 +67,41 @@ def evaluation_curves(run: Path, split: str) -> list[CurveGroup]:
     return [group for group in groups if any(curve.defined() for curve in group.curves)]
 
 
+def _evaluations(run: Path, split: str) -> Iterator[Mapping[str, Any]]:
+    for step in evaluated_steps(run, split):
+        try:
+            yield read_evaluation(run, split, step)
+        except DataError as damage:
+            logger.warning("%s; the curves are drawn without it", damage)
+
+
 def _read_log(path: Path) -> list[Mapping[str, Any]]:
-    """Whole lines of the log; a run in training may be writing the last one."""
+    """Whole lines of the log; a run in training may be writing the last one. Damaged ones are left out and told."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    entries = [_entry(line) for line in lines]
+    damaged = [number for number, entry in enumerate(entries, 1) if entry is None]
+    if damaged:
+        logger.warning(
+            "%s: %d lines are no metrics of a step, the first is line %d; the curves are drawn without them: remove "
+            "them, or restore the file",
+            path,
+            len(damaged),
+            damaged[0],
+        )
+    return [entry for entry in entries if entry is not None]
+
+
+def _entry(line: bytes) -> Mapping[str, Any] | None:
+    """``{"step": 100, "loss": 0.4, …}``, None for what is something else."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return None
+    return entry if all(value is None or isinstance(value, (int, float)) for value in entry.values()) else None
 
 
 def _partitions(logged: Iterable[Mapping[str, Any]]) -> list[str]:

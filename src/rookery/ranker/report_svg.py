@@ -76,8 +76,8 @@ class Scale:
     def __call__(self, value: float) -> float:
         """The pixel of a value; values outside land on the edge."""
         low, high = self.transform(self.low), self.transform(self.high)
-        share = (self.transform(value) - low) / (high - low)
-        return self.pixels[0] + min(1.0, max(0.0, share)) * (self.pixels[1] - self.pixels[0])
+        share = (self.transform(min(self.high, max(self.low, value))) - low) / (high - low)
+        return self.pixels[0] + share * (self.pixels[1] - self.pixels[0])
 
 
 def linear_scale(low: float, high: float, pixels: tuple[float, float], num_ticks: int) -> Scale:

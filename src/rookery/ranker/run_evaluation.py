@@ -10,7 +10,15 @@ from typing import Any, Literal
 from rookery.errors import RunNotFound, UserError
 from rookery.ranker.build import build_preprocessor
 from rookery.ranker.evaluation import evaluate
-from rookery.ranker.evaluation_files import evaluated_steps, evaluation_folder, write_evaluation, write_text
+from rookery.ranker.evaluation_files import (
+    IN_RUN,
+    evaluated_steps,
+    evaluation_folder,
+    evaluation_path,
+    require_writable,
+    write_evaluation,
+    write_text,
+)
 from rookery.ranker.follow import is_last, measured_while_there, new_checkpoints
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.partition import open_partition
@@ -18,6 +26,7 @@ from rookery.ranker.report import render_report
 from rookery.ranker.run import INPUTS, load_run, run_config
 from rookery.train.runtime import prepare_runtime
 
+_REPORT = "--report must name a file that can be written"
 _SETTABLE = ("evaluation.", "validation_data.", "runtime.")
 
 
@@ -31,19 +40,23 @@ def evaluate_run(
     """Measure one checkpoint on a partition, keep the evaluation and a report (left out: beside it), and return it.
 
     ``overrides`` replace fields of the sections ``evaluation``, ``validation_data`` and ``runtime``. Raises
-    ``RunNotFound`` and ``UserError`` for what is not there, before anything is read from the partition.
+    ``RunNotFound`` and ``UserError`` for what is not there or cannot be written, before anything is read from the
+    partition.
     """
     _check_settable(overrides)
+    if report is not None:
+        require_writable(report, _REPORT)
     config = run_config(run, overrides)
     device = prepare_runtime(config.runtime)
     loaded = load_run(run, checkpoint, device)
+    require_writable(evaluation_path(run, split, loaded.step), IN_RUN)
     preprocessor = build_preprocessor(config, Inputs.open(run / INPUTS))  # other strata need another one
     start = time.perf_counter()
     found = evaluate(config, split, loaded.model, preprocessor, num_bootstrap=config.evaluation.num_bootstrap)
     result = {"step": loaded.step, **found.report(), "elapsed_s": round(time.perf_counter() - start, 3)}
     write_evaluation(run, split, loaded.step, result)
     drawn = report or evaluation_folder(run, split) / "report.html"
-    write_text(drawn, render_report(run, split, loaded.step))
+    write_text(drawn, render_report(run, split, loaded.step), IN_RUN if report is None else _REPORT)
     return {"run": str(run), "report": str(drawn), **result}
 
 
@@ -62,6 +75,8 @@ def follow_run(
     ``RunNotFound`` when not one came.
     """
     _check_settable(overrides)
+    if report is not None:
+        require_writable(report, _REPORT)
     evaluated: list[int] = []
 
     def measure(step: int) -> None:

@@ -182,6 +182,17 @@ def test_curves_of_a_log_and_of_kept_evaluations(run: Path) -> None:
     assert evaluation_curves(run, "valid") == []
 
 
+@pytest.mark.parametrize("damage", ['{"step": 20, "lo', "[1]", '{"loss": 0.3}', '{"step": 20, "loss": "low"}', "\x00"])
+def test_damaged_lines_of_a_log_are_left_out_and_told(run: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines()
+    lines[1] = damage
+    log.write_text("\n".join(lines))
+    curves = {group.title: group.curves for group in training_curves(run)}
+    assert [step for step, _ in curves["training loss"][0].points] == [10, *range(30, 101, 10)]
+    assert f"{log}: 1 lines are no metrics of a step, the first is line 2" in caplog.text
+
+
 def test_long_curves_are_thinned_by_means(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": step % 10}) + "\n" for step in range(1, 2401)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
@@ -260,6 +271,29 @@ def test_an_interval_surrounds_its_mark() -> None:
         if log:
             assert x - low == pytest.approx(high - x, abs=0.2)
         assert "not defined" in svg
+
+
+def test_what_has_no_values_says_so() -> None:
+    unknown = [Series("like", [(10, None), (20, None)])]
+    rows = [Estimate("like", 0, None, (None, None))]
+    for svg in (
+        curve_chart("c", "AUROC", unknown, 20, log=False),
+        curve_chart("c", "AUROC", [], None, log=True),
+        interval_chart("i", "AUROC", rows, None, log=False),
+        interval_chart("i", "ratio", [], None, log=True),
+    ):
+        assert "nothing to draw" in svg
+        assert "not defined" in svg
+        ET.fromstring(svg)
+    assert "no values above 0" in curve_chart("c", "loss", [Series("like", [(10, 0.0), (20, 0.0)])], 20, log=True)
+
+
+def test_zero_lies_on_the_lower_edge_of_a_logarithmic_scale() -> None:
+    svg = curve_chart("c", "loss", [Series("like", [(10, 0.0), (20, 1.0), (30, 10.0)])], None, log=True)
+    assert [y for _, y in path_points(svg, "curve")] == [196.0, 196.0, 12.0]
+    svg = interval_chart("i", "ratio", [Estimate("like", 0, 0.0, (0.0, 4.0))], 1.0, log=True)
+    ((x, _),) = circles(svg, "dot")
+    assert x == 124.0
 
 
 def test_ticks_are_round_and_inside() -> None:

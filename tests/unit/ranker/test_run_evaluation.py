@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -109,8 +110,53 @@ def test_a_place_that_cannot_be_written(run: Path) -> None:
         evaluate_run(run, "test", overrides=FEW)
 
 
-def test_a_kept_evaluation_that_is_not_one(run: Path) -> None:
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    places = {
+        tmp_path / "folder": "folder: is a folder",
+        tmp_path / "file" / "page.html": "file: Not a directory",
+        Path("/proc/new/page.html"): "cannot be written",
+    }
+    for place, problem in places.items():
+        for measure in (evaluate_run, functools.partial(follow_run, timeout_s=0.1, note=print)):
+            with pytest.raises(UserError, match=f"{problem}.*--report must name a file that can be written"):
+                measure(run, "test", overrides=FEW, report=place)
+    assert not (run / "evaluations").exists()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("score_histogram", "score_histogram: Field required"),
+        ("tasks.like.gauc", r"tasks\.like\.gauc: Field required"),
+        ("diagrams.like", r"the file: .*diagrams of \['hide'\]"),
+        ("diagrams.hide.reliability.0.ctr", r"diagrams\.hide\.reliability\.0\.ctr"),
+    ],
+)
+def test_a_kept_evaluation_that_lacks_something(run: Path, without: str, message: str) -> None:
     evaluate_run(run, "test", overrides=FEW)
-    (run / "evaluations" / "test" / "step-000000060.json").write_text("{")
-    with pytest.raises(DataError, match="delete it and evaluate again"):
+    path = run / "evaluations" / "test" / "step-000000060.json"
+    result = json.loads(path.read_text())
+    assert read_evaluation(run, "test", 60) == result
+    *parents, last = without.split(".")
+    parent = functools.reduce(lambda inner, key: inner[int(key) if key.isdecimal() else key], parents, result)
+    del parent[last]
+    path.write_text(json.dumps(result))
+    with pytest.raises(DataError, match=rf"step-000000060\.json: {message}.*delete it and evaluate again"):
         read_evaluation(run, "test", 60)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", "\x00"])
+def test_a_kept_evaluation_that_is_not_one(run: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told where it is asked for, and leaves a gap in the curves of another one's report."""
+    evaluate_run(run, "test", 20, FEW)
+    damaged = run / "evaluations" / "test" / "step-000000020.json"
+    damaged.write_text(text)
+    with pytest.raises(DataError, match="delete it and evaluate again"):
+        read_evaluation(run, "test", 20)
+    evaluate_run(run, "test", 40, FEW)
+    result = evaluate_run(run, "test", 60, FEW)
+    assert f"{damaged}: " in caplog.text
+    assert "AUROC on test" in Path(result["report"]).read_text()
