@@ -113,8 +113,7 @@ def write_export(run: LoadedRun, out: Path, form: Format, rows: ProofRows, *, ov
     Raises ``ExportError`` when the export does not predict what the checkpoint predicts, ``DataError`` when ``out``
     exists and is not to be replaced, ``MissingExtra`` for the format onnx without its packages.
     """
-    if overwrite and out.exists():
-        RankerManifest.read(out)  # many a folder has a manifest.json: only a ranker's export is replaced
+    _require_replaceable(out, overwrite)
     with staged(out, overwrite=overwrite, marker=MANIFEST) as staging:
         folder = staging.folder
         opset = _WRITERS[form](run, folder)
@@ -134,6 +133,18 @@ def write_export(run: LoadedRun, out: Path, form: Format, rows: ProofRows, *, ov
         manifest = draft.model_copy(update={"proof": prove(run, RankerExport.open(folder).predict, form, rows)})
         _write_manifest(manifest, folder)
     return manifest
+
+
+def _require_replaceable(out: Path, overwrite: bool) -> None:
+    """Many a folder has a manifest.json: only a ranker's export is replaced, or a folder with nothing in it."""
+    if not overwrite or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        RankerManifest.read(out)
+    except DataError as error:
+        raise DataError(
+            f"{out}: not an earlier export of a ranker, so --overwrite does not replace it; name another place"
+        ) from error
 
 
 def model_inputs(run: LoadedRun) -> tuple[InputEntry, ...]:

@@ -343,9 +343,18 @@ def test_a_folder_of_another_kind_is_no_export_and_never_replaced(run, tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 1, "kind": "rookery twhin export"}')
     with pytest.raises(DataError, match="not a ranker's export"):
         RankerExport.open(tmp_path)
-    with pytest.raises(DataError, match="not a ranker's export"):
-        write_export(run, tmp_path, "torch", read_proof_rows(run, None), overwrite=True)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    rows = read_proof_rows(run, None)
+    for place in (tmp_path, tmp_path / "file", tmp_path / "folder"):
+        with pytest.raises(DataError, match=rf"^{place}: not an earlier export of a ranker, .*; name another place$"):
+            write_export(run, place, "torch", rows, overwrite=True)
     assert (tmp_path / "manifest.json").exists()
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "folder" / "mine").exists()
+    (tmp_path / "empty").mkdir()
+    assert write_export(run, tmp_path / "empty", "torch", rows, overwrite=True).step == run.step
     with pytest.raises(DataError, match="name the folder that 'rookery ranker export RUN OUT' wrote"):
         RankerExport.open(tmp_path / "nothing")
 
