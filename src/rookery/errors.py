@@ -36,7 +36,7 @@ class MissingExtra(UserError):
 
 
 class CheckpointError(RookeryError):
-    """A checkpoint could not be written or every stored one is damaged."""
+    """A checkpoint could not be written, or one that is stored cannot be read."""
 
 
 class TrainingError(RookeryError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from rookery.checkpoint.files import (
     write_atomically,
     write_checkpoint,
 )
-from rookery.errors import CheckpointError, RunNotFound, UserError
+from rookery.errors import RunNotFound, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -109,18 +109,27 @@ def checkpoint_steps(save_dir: Path) -> list[int]:
 
 
 def best_step(save_dir: Path) -> int | None:
-    """The step of the best checkpoint so far, None when the run keeps no best one."""
+    """The step of the best checkpoint so far, None when the run keeps no best one.
+
+    Raises ``DamagedCheckpoint`` when ``best.json`` does not tell it.
+    """
     pointer = save_dir / _FOLDER / _BEST
     if not pointer.exists():
         return None
-    step = int(json.loads(pointer.read_text())["step"])
+    try:
+        step = int(json.loads(pointer.read_text())["step"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedCheckpoint(
+            f"{pointer}: does not tell the step of the best checkpoint ({error}); write the step there, as in "
+            f'{{"step": N}}, one of {_listed(checkpoint_steps(save_dir))}; or delete it to go on without a best one'
+        ) from error
     return step if _folder(save_dir, step).exists() else None
 
 
 def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint of a run, None when it has none at all.
 
-    Each damaged newer one is reported as a warning. Raises ``CheckpointError`` when all are damaged.
+    Each damaged newer one is reported as a warning. Raises ``DamagedCheckpoint`` when all are.
     """
     damages: list[DamagedCheckpoint] = []
     for step in reversed(checkpoint_steps(save_dir)):
@@ -134,7 +143,7 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
         return checkpoint
     if damages:
         listed = "\n".join(f"  {each}" for each in damages)
-        raise CheckpointError(
+        raise DamagedCheckpoint(
             f"{save_dir}: every checkpoint is damaged:\n{listed}\n"
             "restore one from a backup, or start again in another training.save_dir"
         )
@@ -144,10 +153,10 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
 def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "latest") -> Checkpoint:
     """A checkpoint of a run directory, or ``source`` itself when it is the directory of one checkpoint.
 
-    Raises ``RunNotFound`` when there is none such, ``CheckpointError`` when it is damaged (for ``latest``: all are).
+    Raises ``RunNotFound`` when there is none such, ``DamagedCheckpoint`` when it is damaged (for ``latest``: all are).
     """
     if is_checkpoint(source):
-        return read_checkpoint(source)
+        return _read(source, "restore it from a backup, or name another one")
     steps = checkpoint_steps(source)
     if not steps:
         remedy = "it holds no checkpoint yet" if source.exists() else "no such directory"
@@ -158,10 +167,22 @@ def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "late
         assert latest is not None
         return latest
     if step not in steps:
-        kept = ", ".join(map(str, steps))
         wanted = "a best checkpoint (training.keep_best)" if step is None else f"step {step}"
-        raise RunNotFound(f"{source}: {wanted} was not kept; kept steps: {kept}")
-    return read_checkpoint(_folder(source, int(step)))
+        raise RunNotFound(f"{source}: {wanted} was not kept; kept steps: {_listed(steps)}")
+    others = [other for other in steps if other != step]
+    other = f"name another one with --checkpoint: {_listed(others)}" if others else "train again: there is no other"
+    return _read(_folder(source, int(step)), f"restore it from a backup, or {other}")
+
+
+def _read(folder: Path, remedy: str) -> Checkpoint:
+    try:
+        return read_checkpoint(folder)
+    except DamagedCheckpoint as damage:
+        raise DamagedCheckpoint(f"{damage}; this checkpoint is damaged: {remedy}") from damage
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 def _folder(save_dir: Path, step: int) -> Path:

@@ -34,6 +34,8 @@ _READ_BYTES = 1 << 22
 class DamagedCheckpoint(CheckpointError):
     """A stored checkpoint is not what was written: which file, and what differs."""
 
+    exit_code = 2  # the user can restore it, or name another one
+
 
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of one file by name, each mapped from disk when it is asked for.

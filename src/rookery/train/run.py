@@ -51,7 +51,7 @@ class Run:
 def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
     """Take ``config.save_dir`` for this process and find its newest undamaged checkpoint.
 
-    Raises ``UserError`` when another process trains there, ``CheckpointError`` when every checkpoint is damaged.
+    Raises ``UserError`` when another process trains there, ``DamagedCheckpoint`` when every checkpoint is damaged.
     """
     save_dir = config.save_dir
     with run_lock(save_dir):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -100,8 +101,36 @@ class TestLoad:
         for file in files:
             assert f"DAMAGED CHECKPOINT {file}: " in caplog.text
         assert caplog.text.count("going back to step 5") == 2
-        with pytest.raises(DamagedCheckpoint):
-            load_checkpoint(tmp_path, 15)
+
+    @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"step": null}', '{"step": "first"}'])
+    def test_a_damaged_mark_of_the_best_one_is_told(self, tmp_path: Path, text: str) -> None:
+        checkpointer = Checkpointer(tmp_path)
+        save(checkpointer, 5, 10)
+        checkpointer.mark_best(5, "mrr", 0.3)
+        (tmp_path / "checkpoints" / "best.json").write_text(text)
+        with pytest.raises(DamagedCheckpoint, match=r"best\.json: does not tell .* one of 5, 10; or delete") as caught:
+            best_step(tmp_path)
+        assert caught.value.exit_code == 2
+        assert load_checkpoint(tmp_path, "latest").step == 10
+
+    def test_a_damaged_one_that_was_named_is_told_with_the_others(self, tmp_path: Path) -> None:
+        save(Checkpointer(tmp_path), 5, 10, 15)
+        file = tmp_path / "checkpoints" / "step-000000010" / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        for damaged in (bytes(content), pickle.dumps({"weights": [0.0]})):
+            file.write_bytes(damaged)
+            with pytest.raises(DamagedCheckpoint, match=rf"{file}: .*with --checkpoint: 5, 15$") as caught:
+                load_checkpoint(tmp_path, 10)
+            assert caught.value.exit_code == 2
+            with pytest.raises(DamagedCheckpoint, match=rf"{file}: .*restore it from a backup, or name another one$"):
+                load_checkpoint(file.parent)
+
+    def test_the_only_one_is_damaged(self, tmp_path: Path) -> None:
+        save(Checkpointer(tmp_path), 5)
+        damage(tmp_path, 5)
+        with pytest.raises(DamagedCheckpoint, match="train again: there is no other"):
+            load_checkpoint(tmp_path, 5)
 
     def test_all_are_damaged(self, tmp_path: Path) -> None:
         save(Checkpointer(tmp_path), 5, 10)
@@ -109,6 +138,7 @@ class TestLoad:
         with pytest.raises(CheckpointError, match="every checkpoint is damaged") as caught:
             latest_checkpoint(tmp_path)
         assert all(str(file) in str(caught.value) for file in files)
+        assert caught.value.exit_code == 2
 
     def test_what_is_still_being_written_is_not_there(self, tmp_path: Path) -> None:
         save(Checkpointer(tmp_path), 5)
