@@ -80,7 +80,11 @@ def _start_from_elsewhere(config: RankerConfig, model: RankerModel) -> None:
     if source is None:
         return
     stored = load_checkpoint(source)
-    check_fit({"model": model}, stored)
+    remedy = (
+        "configure the model as that run did (features, sizes, tasks), or leave training.initial_checkpoint_dir out to "
+        "start from fresh weights"
+    )
+    check_fit({"model": model}, stored, remedy)
     model.load_tensors(stored.tensors("model"))
 
 

@@ -28,7 +28,8 @@ def require_same_meaning(
         listed = "\n".join(f"  {change}" for change in refused)
         raise ConfigError(
             f"{run}: its checkpoint was trained as another model:\n{listed}\nrestore the configuration to resume, or "
-            "start from its weights with training.initial_checkpoint_dir in another training.save_dir"
+            "train in another training.save_dir; there training.initial_checkpoint_dir starts from these weights, if "
+            "their shapes are still the same"
         )
     for name in changed:
         logger.warning("%s: resumed with another %s", run, _change(name, before, after))

@@ -84,7 +84,7 @@ class _Loop(Generic[B]):
         checkpoint = self._run.resume_from
         if checkpoint is None:
             return
-        check_fit(self._job.state, checkpoint)
+        check_fit(self._job.state, checkpoint, "restore the configuration to resume, or use another training.save_dir")
         self._step_number = self._saved_step = checkpoint.step
         if self._best is not None and checkpoint.state["best"] is not None:
             self._best.load_state(checkpoint.state["best"])

@@ -132,19 +132,15 @@ class RandomState:
                 torch.cuda.set_rng_state(tensors[f"cuda:{index}"].clone(), index)
 
 
-def check_fit(states: Mapping[str, Stateful], checkpoint: Checkpoint) -> None:
-    """Raise ``ConfigError`` unless every tensor is stored with the same shape and type."""
+def check_fit(states: Mapping[str, Stateful], checkpoint: Checkpoint, remedy: str) -> None:
+    """Raise ``ConfigError``, with ``remedy``, unless every tensor is stored with the same shape and type."""
     for group, state in states.items():
         stored = checkpoint.tensors(group)
         for name, tensor in state.tensors().items():
             then = _describe(stored[name]) if name in stored else "absent"
             now = _describe(tensor)
             if then != now:
-                raise ConfigError(
-                    f"{checkpoint.path}: {name} is {then} there, {now} in this configuration; "
-                    "restore the configuration to resume, or start from its weights in another training.save_dir "
-                    "with training.initial_checkpoint_dir"
-                )
+                raise ConfigError(f"{checkpoint.path}: {name} is {then} there, {now} in this configuration; {remedy}")
 
 
 def _describe(tensor: Tensor) -> str:
