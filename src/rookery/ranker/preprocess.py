@@ -245,7 +245,7 @@ def _whole_numbers(values: Tensor) -> Tensor:
 
 
 def _no_row(key: str, table: str, lookup: RowNumbers) -> WrongValue:
-    remedy = "raise its num_embeddings, or use hash_buckets or a vocabulary"
+    remedy = "correct the row, or train with a larger num_embeddings, hash_buckets or a vocabulary"
     return WrongValue(key, lookup.is_wrong, f"table {table!r} has rows 0 to {lookup.num_rows - 2}; {remedy}")
 
 

@@ -85,7 +85,7 @@ READERS: list[Callable[[Place], object]] = [lambda place: place.check(), lambda 
         ("like", None, None, r"row group 1, row 31, column 'like' is null; leave the row out"),
         ("weight", -1.0, None, r"row group 1, row 31, column 'weight' is -1: a weight is a number of at least 0"),
         ("weight", None, None, r"row group 1, row 31, column 'weight' is nan: a weight is a number"),
-        ("hour", 24, None, r"row group 1, row 31, column 'hour' is 24: table 'hours' has rows 0 to 23; raise"),
+        ("hour", 24, None, r"row group 1, row 31, column 'hour' is 24: table 'hours' has rows 0 to 23; correct"),
         ("hour", -1, None, r"row group 1, row 31, column 'hour' is -1: table 'hours' has rows 0 to 23"),
     ],
 )  # fmt: skip
