@@ -10,7 +10,8 @@ RUN/checkpoints/         see rookery.checkpoint
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from rookery.checkpoint.files import Checkpoint, write_atomically
 from rookery.train.config import TrainingConfig
 from rookery.train.environment import describe_environment
 from rookery.train.sinks import JsonLines, MetricSink, TensorBoard
+
+_ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Run:
         Not before a step is taken: another configuration must not replace that of a finished run.
         """
         write_atomically(self.save_dir / "config.yaml", self.config_yaml)
-        write_atomically(self.save_dir / "environment.json", json.dumps(describe_environment(), indent=1) + "\n")
+        write_atomically(self.save_dir / _ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
         with ExitStack() as stack:
             for sink in self.sinks:
                 sink.start(step)
@@ -51,10 +54,13 @@ class Run:
 def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
     """Take ``config.save_dir`` for this process and find its newest undamaged checkpoint.
 
-    Raises ``UserError`` when another process trains there, ``DamagedCheckpoint`` when every checkpoint is damaged.
+    A run that ends in an error before anything is recorded leaves nothing behind. Raises ``UserError`` when another
+    process trains there, ``DamagedCheckpoint`` when every checkpoint is damaged.
     """
     save_dir = config.save_dir
-    with run_lock(save_dir):
+    absent = [folder for folder in (save_dir, *save_dir.parents) if not folder.exists()]
+    found = [] if absent else list(save_dir.iterdir())
+    with run_lock(save_dir), _nothing_left_of_a_refusal(save_dir, absent, found):
         yield Run(
             save_dir=save_dir,
             config_yaml=config_yaml,
@@ -62,3 +68,19 @@ def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
             sinks=(JsonLines(save_dir / "metrics.jsonl"), TensorBoard(save_dir / "tensorboard")),
             resume_from=latest_checkpoint(save_dir),
         )
+
+
+@contextmanager
+def _nothing_left_of_a_refusal(save_dir: Path, absent: Sequence[Path], found: Collection[Path]) -> Iterator[None]:
+    """Where nothing was recorded, remove what is not of ``found``, and the folders of ``absent``, innermost first."""
+    try:
+        yield
+    except BaseException:
+        if not (save_dir / _ENVIRONMENT).exists():
+            for new in set(save_dir.iterdir()).difference(found):
+                shutil.rmtree(new) if new.is_dir() else new.unlink()
+            for folder in absent:
+                if any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        raise
