@@ -150,7 +150,7 @@ class NaivePreprocessor:
     def position(self, row: Row) -> int:
         assert self.config.keys.position is not None
         position = self.value(row, self.config.keys.position)
-        return -1 if position is None else max(-1, int(position))
+        return -1 if position is None else int(position)
 
     def label(self, row: Row, task: str) -> int:
         """Rectified."""

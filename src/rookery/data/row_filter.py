@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookery.data.columns import is_time
-from rookery.data.row_groups import RowGroupSlice, read_column, read_footer
+from rookery.data.row_groups import RowGroupSlice, read_column, read_footer, require_column
 from rookery.errors import DataError
 
 Bound = int | float | str | date
@@ -68,8 +68,7 @@ class _FileFilter:
         self._name = where.column
         self._metadata = read_footer(file)
         schema = self._metadata.schema.to_arrow_schema()
-        if where.column not in schema.names:
-            raise DataError(f"{file}: no column {where.column!r} to select rows by; it has {', '.join(schema.names)}")
+        require_column(file, schema, where.column)
         self._type = schema.field(where.column).type
         paths = [self._metadata.schema.column(index).path for index in range(self._metadata.num_columns)]
         try:

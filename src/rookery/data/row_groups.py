@@ -145,9 +145,21 @@ def read_footer(file: Path) -> pq.FileMetaData:
         raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)}); write the file again") from error
 
 
+def require_column(file: Path, schema: pa.Schema, name: str) -> None:
+    """Raise ``DataError`` where a file has no column ``name``, or several."""
+    if name not in schema.names:
+        raise DataError(f"{file}: no column {name!r}; the file has {', '.join(schema.names)}")
+    if schema.names.count(name) > 1:
+        raise DataError(f"{file}: {twice(name)}")
+
+
+def twice(name: str) -> str:
+    """What is said of a column that a file has more than once."""
+    return f"column {name!r} is there twice; rename one of the two when the file is written"
+
+
 def _column_type(file: Path, schema: pa.Schema, request: ColumnRequest) -> ColumnType:
-    if request.name not in schema.names:
-        raise DataError(f"{file}: no column {request.name!r}; the file has {', '.join(schema.names)}")
+    require_column(file, schema, request.name)
     arrow_type = schema.field(request.name).type
     try:
         return column_type(request, arrow_type)

@@ -1,4 +1,4 @@
-"""What the first training rows tell before anything is written: labels, row numbers, and whether joins join at all."""
+"""What the first rows tell before anything is written: labels, weights, row numbers, lists, and whether joins join."""
 
 from __future__ import annotations
 
@@ -6,58 +6,98 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
+from rookery.data.row_groups import list_row_groups, read_rows, select_rows
 from rookery.data.stream import ParquetStream
 from rookery.errors import DataError
 from rookery.ranker.columns import label_column
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.files import find_files, row_filter
-from rookery.ranker.preprocess import Preprocessor
+from rookery.ranker.features_config import PartitionConfig
+from rookery.ranker.files import find_files, partition_rows, row_filter
+from rookery.ranker.preprocess import CheckedRows, Preprocessor
 from rookery.ranker.wrong_value import WrongValue
 
 logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 65_536
+_WHOLE_ROWS = 4_096  # read with all of their columns, which at 11 KB a row is 45 MB
 _MANY_MISSES = 0.5
 
 
 def check_training_rows(config: RankerConfig, preprocessor: Preprocessor) -> None:
     """Look at the first ``train_data.first_rows_with_positives`` training rows, in file order.
 
-    Raises ``DataError`` with file and row for a label besides 0 and 1, a weight below 0 or a row number outside its
-    table; and, all in one, for tasks without a positive label and joins that never find a vector. Warns of joins that
-    find few. Reads the columns of these things alone: a second for a million rows.
+    Raises ``DataError`` with file and row for a label besides 0 and 1, a weight or a position below 0, a row number
+    outside its table or a list of another length; and, all in one, where all weights are 0, for tasks without a
+    positive label and for joins that never find a vector. Warns of joins that find few. Reads the columns of these
+    things alone, a second for a million rows; and 4,096 rows whole.
     """
-    stream = _first_rows(config, preprocessor)
     counts: Counter[str] = Counter()
-    for columns in stream:
-        try:
-            rows = preprocessor.check(columns)
-        except WrongValue as error:
-            raise error.located(stream) from error
+    num_rows = 0
+    for rows in _first_rows(config, config.train_data, preprocessor):
+        num_rows += len(rows.weights)
+        counts["weighted"] += int((rows.weights > 0).sum())
         for task, labels in rows.labels.items():
             counts[f"positive/{task}"] += int(labels.sum())
         for name, found in rows.joined.items():
             counts[f"ids/{name}"] += int((found >= 0).sum())
             counts[f"miss/{name}"] += int((found == preprocessor.num_vectors[name]).sum())
-    problems = [*_without_positive(config, counts, stream.num_rows), *_without_vector(config, counts, stream.num_rows)]
+    problems = [
+        *_without_weight(config, counts, num_rows),
+        *_without_positive(config, counts, num_rows),
+        *_without_vector(config, counts, num_rows),
+    ]
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _first_rows(config: RankerConfig, preprocessor: Preprocessor) -> ParquetStream:
-    data = config.train_data
-    most = data.first_rows_with_positives
+def check_validation_rows(config: RankerConfig, preprocessor: Preprocessor) -> None:
+    """Look at as many of the first rows of each partition of ``validation_data``, for values that cannot be used.
+
+    Raises ``DataError`` with file and row as ``check_training_rows`` does; a validation would end the run hours later.
+    """
+    for partition in config.validation_data.values():
+        for _ in _first_rows(config, partition, preprocessor):
+            pass
+
+
+def _first_rows(config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor) -> Iterator[CheckedRows]:
+    """What can be told of the first rows of a partition. ``DataError`` where one has a value that cannot be used."""
+    _read_whole(partition, preprocessor)
+    stream = _open(config, partition, preprocessor)
+    for columns in stream:
+        try:
+            yield preprocessor.check(columns)
+        except WrongValue as error:
+            raise error.located(stream) from error
+
+
+def _read_whole(partition: PartitionConfig, preprocessor: Preprocessor) -> None:
+    """Columns that are not checked otherwise: lists may be of another length, ids may have fractions."""
+    _, types = list_row_groups(find_files(partition), preprocessor.requests(labels=True))
+    read_rows(select_rows(partition_rows(partition), 0, _WHOLE_ROWS), types)
+
+
+def _open(config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor) -> ParquetStream:
+    most = config.train_data.first_rows_with_positives
     return ParquetStream(
-        find_files(data),
+        find_files(partition),
         preprocessor.checked_requests(),
         _BATCH_ROWS,
         seed=config.runtime.seed,
         shuffle=False,
-        limit=most if data.limit is None else min(most, data.limit),
-        offset=data.offset,
-        where=row_filter(data),
+        limit=most if partition.limit is None else min(most, partition.limit),
+        offset=partition.offset,
+        where=row_filter(partition),
         num_epochs=1,
     )
+
+
+def _without_weight(config: RankerConfig, counts: Counter[str], num_rows: int) -> Iterator[str]:
+    if not counts["weighted"]:
+        yield (
+            f"train_data: the weight (keys.weight={config.keys.weight}) is 0 in all of the first {num_rows:,} rows, "
+            "from which nothing would be learned; give rows more than 0, or leave keys.weight out"
+        )
 
 
 def _without_positive(config: RankerConfig, counts: Counter[str], num_rows: int) -> Iterator[str]:

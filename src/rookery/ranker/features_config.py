@@ -214,6 +214,7 @@ class KeysConfig(StrictModel):
     weight: str | None = None
     """Weight of the row in the loss and the metrics."""
     position: str | None = None
+    """Place on the page, counted from 0; null where it is unknown. Read for ``model.position_debias_config`` alone."""
 
 
 class LabelConfig(StrictModel):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 from rookery.data.row_filter import RowFilter, filter_rows
@@ -36,3 +38,38 @@ def partition_rows(partition: PartitionConfig) -> list[RowGroupSlice]:
     slices, _ = list_row_groups(find_files(partition), [])
     where = row_filter(partition)
     return select_rows(slices if where is None else filter_rows(slices, where), partition.offset, partition.limit)
+
+
+def require_rows(partitions: Mapping[str, PartitionConfig]) -> None:
+    """Raise ``DataError`` with a line for each partition, by its field, that has no row.
+
+    Footers tell, and of a filter the files as far as the first row that it leaves.
+    """
+    problems = [
+        f"{field}: {_shortage(partition)}" for field, partition in partitions.items() if not _has_rows(partition)
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _has_rows(partition: PartitionConfig) -> bool:
+    slices, _ = list_row_groups(find_files(partition), [])
+    where, num_rows = row_filter(partition), 0
+    for _, of_file in groupby(slices, key=lambda piece: piece.file):
+        pieces = list(of_file)
+        num_rows += sum(piece.num_rows for piece in (pieces if where is None else filter_rows(pieces, where)))
+        if num_rows > partition.offset:
+            return True
+    return False
+
+
+def _shortage(partition: PartitionConfig) -> str:
+    files = find_files(partition)
+    slices, _ = list_row_groups(files, [])
+    place = f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
+    selections = [f"rows {row_filter(partition)}"] if partition.rows is not None else []
+    selections += [f"offset {partition.offset}"] if partition.offset else []
+    num_rows = sum(piece.num_rows for piece in slices)
+    if not num_rows:
+        return f"{place}: no rows; name other files"
+    return f"{place}: none of {num_rows:,} rows is left by {' and '.join(selections)}; correct the selection"

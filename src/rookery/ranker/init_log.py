@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookery.config.suggest import did_you_mean
-from rookery.data.row_groups import RowGroupSlice, list_row_groups, read_footer
+from rookery.data.row_groups import RowGroupSlice, list_row_groups, read_footer, require_column
 from rookery.errors import DataError
 from rookery.ranker.features_config import PartitionConfig
 from rookery.ranker.files import find_files
@@ -92,6 +92,8 @@ def sample_rows(log: Log) -> pa.Table:
 
 def _one_schema(files: Sequence[Path]) -> pa.Schema:
     first = read_footer(files[0]).schema.to_arrow_schema()
+    for name in first.names:
+        require_column(files[0], first, name)
     for file in files[1:]:
         schema = read_footer(file).schema.to_arrow_schema()
         types = {field.name: field.type for field in schema}

@@ -26,7 +26,8 @@ from rookery.errors import ConfigError, DataError, RunNotFound
 from rookery.ranker.columns import ColumnPlan
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.counting import Vocabulary, count_vocabularies, inline_vocabulary
-from rookery.ranker.files import partition_rows
+from rookery.ranker.features_config import PartitionConfig
+from rookery.ranker.files import partition_rows, require_rows
 from rookery.ranker.joins import JoinedVectors, check_join, read_join
 from rookery.ranker.masks import Mask, preprocess_problems, read_masks
 from rookery.ranker.schema import IdType, absent_columns, check_schema, type_problems
@@ -68,10 +69,12 @@ class Inputs:
 
         Of ``earlier``, vocabularies and trainable vectors are taken as they are: a model that starts from the weights
         of that run needs its rows. Raises ``DataError`` or ``ConfigError`` naming all that the schemas of all
-        partitions and the manifests of all exports tell at once, before anything is read.
+        partitions and the manifests of all exports tell at once, before anything is read, and ``DataError`` naming all
+        partitions without rows.
         """
         masks = read_masks(config.preprocess)
         id_types = _check(config, masks)
+        require_rows({"train_data": config.train_data} | _validation_fields(config))
         return cls(_vocabularies(config, earlier), _joined(config, id_types, earlier), masks, id_types)
 
     def write(self, folder: Path) -> None:
@@ -131,6 +134,10 @@ def _check(config: RankerConfig, masks: Mapping[str, Mask]) -> dict[str, IdType]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))  # partitions may share files
     return types
+
+
+def _validation_fields(config: RankerConfig) -> dict[str, PartitionConfig]:
+    return {f"validation_data.{name}": partition for name, partition in config.validation_data.items()}
 
 
 def _vocabularies(config: RankerConfig, earlier: Inputs | None) -> dict[str, Vocabulary]:

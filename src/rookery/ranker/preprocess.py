@@ -26,9 +26,10 @@ from rookery.ranker.wrong_value import WrongValue
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Rectified labels ``[batch]`` by task, and rows of joined vectors by embedding as in ``RankerFeatures``."""
+    """Rectified labels ``[batch]`` by task, weights ``[batch]``, rows of joined vectors as in ``RankerFeatures``."""
 
     labels: Mapping[str, Tensor]
+    weights: Tensor
     joined: Mapping[str, Tensor]
 
 
@@ -106,7 +107,8 @@ class Preprocessor(nn.Module):
         """Features, labels, weights, groups and strata of raw columns; down-sampled if ``training``.
 
         ``position`` is that of the stream behind the batch: it seeds the down-sampling, and numbers the rows where the
-        log has no users. ``WrongValue`` for labels besides 0 and 1, weights below 0, rows outside their table.
+        log has no users. ``WrongValue`` for labels besides 0 and 1, weights or positions below 0, rows outside their
+        table.
         """
         columns = self._with_extracted(columns)
         labels = self._labels.read(columns)
@@ -147,8 +149,8 @@ class Preprocessor(nn.Module):
         for feature in self._config.features.looked_up:
             if isinstance(self._lookups[feature.table], RowNumbers):
                 self._rows(feature.table, _request(feature), columns)
-        self._labels.row_weights(columns)
-        return CheckedRows(self._labels.read(columns), self._joined(columns))
+        self._position(columns)
+        return CheckedRows(self._labels.read(columns), self._labels.row_weights(columns), self._joined(columns))
 
     def _group(self, features: tuple[NumericFeature, ...], inputs: Inputs) -> NumericGroup:
         blocks = [Block(feature, self._config.preprocess, inputs.masks, self._plan) for feature in features]
@@ -203,7 +205,15 @@ class Preprocessor(nn.Module):
         if self._config.model.position_debias_config is None or self._config.keys.position is None:
             return None
         request = id_request(self._config.keys.position)
-        return self._ids(request, columns).clamp(min=-1) if self._plan.key(request) in columns else None
+        key = self._plan.key(request)
+        if key not in columns:
+            return None
+        positions = self._ids(request, columns)
+        if _is_no_position(positions).any():
+            raise WrongValue(
+                key, _is_no_position, "a position counts from 0; correct it, or write null if it is unknown"
+            )
+        return positions.clamp(min=-1)
 
     def _groups(self, columns: Mapping[str, Tensor], num_rows: int, position: StreamPosition | None) -> Tensor:
         if self._config.keys.user is not None:
@@ -230,6 +240,10 @@ def _lookup(table: TableConfig, inputs: Inputs) -> Lookup:
     if table.hash_buckets is not None:
         return HashBuckets(table.hash_buckets + 1)
     return lookup_of_keys(inputs.vocabularies[table.name].ids)
+
+
+def _is_no_position(positions: Tensor) -> Tensor:
+    return (positions < 0) & (positions != MISSING_ID)
 
 
 def _find(lookup: nn.Module, ids: Tensor) -> Tensor:

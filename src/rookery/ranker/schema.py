@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rookery.config.suggest import did_you_mean
 from rookery.data.columns import ColumnRequest, UnfitType, column_type, is_text
-from rookery.data.row_groups import read_footer
+from rookery.data.row_groups import read_footer, twice
 from rookery.errors import DataError
 from rookery.ranker.columns import ColumnUse
 from rookery.ranker.config import RankerConfig
@@ -61,6 +61,9 @@ def type_problems(config: RankerConfig, types: Mapping[str, IdType]) -> Iterator
                 f"features.tables.{table.name}.num_embeddings={table.num_embeddings}: {columns[0]} holds text, no "
                 "row numbers; use hash_buckets or a vocabulary"
             )
+    position = config.keys.position if config.model.position_debias_config is not None else None
+    if position is not None and types.get(position) == "text":
+        yield f"keys.position: column {position} holds text; a position is a whole number, counted from 0"
     for one in config.evaluation.stratifiers:
         wanted = "text" if isinstance(one.value, str) else "number"
         if types.get(one.column, wanted) != wanted:
@@ -104,20 +107,29 @@ def _file_problems(
 
 
 def absent_columns(config: RankerConfig, partition: PartitionConfig) -> Iterator[str]:
-    """Columns that no batch has and that the configuration names all the same: of items, times and row filters."""
+    """What is amiss with columns that no batch has and that the configuration names all the same.
+
+    These are the columns of items, of times and of row filters.
+    """
     named = {"keys.item": config.keys.item, "keys.time": config.keys.time}
     if partition.rows is not None:
         named["rows.column"] = partition.rows.column
     for file in find_files(partition):
         names = read_footer(file).schema.to_arrow_schema().names
         for field, column in named.items():
-            if column is not None and column not in names:
+            if column is None:
+                continue
+            if column not in names:
                 yield f"{file}: no column {column!r}; {did_you_mean(column, names)} ({field})"
+            elif names.count(column) > 1:
+                yield f"{file}: {twice(column)} ({field})"
 
 
 def _problem(schema: pa.Schema, request: ColumnRequest) -> str | None:
     if request.name not in schema.names:
         return f"no column {request.name!r}; {did_you_mean(request.name, schema.names)}"
+    if schema.names.count(request.name) > 1:
+        return twice(request.name)
     arrow_type = schema.field(request.name).type
     try:
         column_type(request, arrow_type)

@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from planted_impressions import planted_config, planted_log, write_log, write_vectors
+from planted_impressions import planted_config, planted_log, planted_settings, write_log, write_vectors
 
 from rookery.errors import ConfigError, DataError
 from rookery.ranker.batch import RankerBatch
-from rookery.ranker.checks import check_training_rows
+from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.partition import evaluation_batches, open_partition
 from rookery.ranker.preprocess import Preprocessor
+from rookery.ranker.train import train_ranker
 
 LOG = planted_log(600)  # 300 rows a file, in row groups of 100
 
@@ -46,7 +47,9 @@ class Place:
 
     def check(self, **changes: Any) -> None:
         config = self.config(**changes)
-        check_training_rows(config, Preprocessor(config, Inputs.build(config)))
+        preprocessor = Preprocessor(config, Inputs.build(config))
+        check_training_rows(config, preprocessor)
+        check_validation_rows(config, preprocessor)
 
     def batches(self, **changes: Any) -> list[RankerBatch]:
         config = self.config(**changes)
@@ -86,6 +89,7 @@ READERS: list[Callable[[Place], object]] = [lambda place: place.check(), lambda 
         ("weight", -1.0, None, r"row group 1, row 31, column 'weight' is -1: a weight is a number of at least 0"),
         ("weight", None, None, r"row group 1, row 31, column 'weight' is nan: a weight is a number"),
         ("hour", 24, None, r"row group 1, row 31, column 'hour' is 24: table 'hours' has rows 0 to 23; correct"),
+        ("position", -1, None, r"row group 1, row 31, column 'position' is -1: a position counts from 0; correct it"),
         ("hour", -1, None, r"row group 1, row 31, column 'hour' is -1: table 'hours' has rows 0 to 23"),
     ],
 )  # fmt: skip
@@ -121,6 +125,124 @@ def _with_direct_items(make: Callable[..., RankerConfig]) -> Callable[..., Ranke
         return RankerConfig.model_validate(raw)
 
     return make_changed
+
+
+def test_values_of_validation_rows_are_looked_at_too(place: Place) -> None:
+    def refusal(**columns: pa.Array) -> str:
+        place.write(**columns)
+        with pytest.raises(DataError) as raised:
+            place.check(train_data__limit=100, train_data__first_rows_with_positives=500)
+        return str(raised.value)
+
+    first = f"{place.folder}/log/part-1.parquet: row group 1, row 20, "
+    valid = next(row for row, day in enumerate(LOG.table.column("time").to_pylist()) if day.day == 28)
+    assert 100 < valid < 420 < valid + 500
+    assert refusal(like=changed("like", 420, 2)).startswith(f"{first}column 'like' is 2: the label of task 'like'")
+    assert refusal(hour=changed("hour", 420, 24)).startswith(f"{first}column 'hour' is 24: table 'hours' has rows")
+    stats = pa.array(LOG.table.column("stats").to_pylist(), pa.list_(pa.float32()))
+    lists = stats.to_pylist()
+    lists[420] = lists[420][:5]
+    assert refusal(stats=pa.array(lists, stats.type)).startswith(f"{first}column 'stats' has 5 values, 6 expected")
+    place.write(stats=stats)
+    place.check()
+
+
+def test_lists_of_another_length_are_found_in_training_rows(place: Place) -> None:
+    lists = LOG.table.column("stats").to_pylist()
+    lists[131] = lists[131] * 2
+    place.write(stats=pa.array(lists, pa.list_(pa.float32())))
+    with pytest.raises(DataError, match=r"part-0.parquet: row group 1, row 31, column 'stats' has 12 values, 6 exp"):
+        place.check()
+
+
+def test_a_position_that_is_null_is_unknown(place: Place) -> None:
+    place.write(position=changed("position", 7, None))
+    place.check()
+    positions = torch.cat([batch.features.position for batch in place.batches() if batch.features.position is not None])
+    expected = LOG.table.column("position").to_pylist()
+    expected[7] = -1
+    assert positions.tolist() == expected
+
+
+def test_positions_are_no_text(place: Place) -> None:
+    place.write(position=pa.array(["top"] * 600))
+    with pytest.raises(ConfigError, match=r"keys.position: column position holds text; a position is a whole number"):
+        place.check()
+
+
+def test_weights_that_are_all_zero_are_refused(place: Place) -> None:
+    weights = np.zeros(600, np.float32)
+    weights[500] = 1
+    place.write(weight=pa.array(weights))
+    with pytest.raises(DataError, match=r"keys.weight=weight\) is 0 in all of the first 400 rows, from which nothing"):
+        place.check(train_data__first_rows_with_positives=400)
+    place.check()
+
+
+EMPTY = {"column": "time", "at_least": "2030-01-01"}
+
+
+def test_partitions_without_rows_are_refused_together(place: Place) -> None:
+    log = place.folder / "log"
+    for name in ("train_data", "validation_data__valid"):
+        changes = {f"{name}__rows": EMPTY, "validation_data__test__offset": 10_000}
+        with pytest.raises(DataError) as raised:
+            Inputs.build(planted_config(log, place.folder / "run", **changes))
+        files = f"{log}/part-0.parquet and 1 more: none of 600 rows is left by rows time >= "
+        assert str(raised.value).splitlines() == [
+            f"{name.replace('__', '.')}: {files}2030-01-01; correct the selection",
+            f"validation_data.test: {files}2022-04-29T00:00:00 and offset 10000; correct the selection",
+        ]
+
+
+def test_a_log_without_rows_is_refused(place: Place) -> None:
+    for file in (place.folder / "log").iterdir():
+        pq.write_table(LOG.table.slice(0, 0), file)
+    with pytest.raises(DataError, match=r"train_data: .*part-0.parquet and 1 more: no rows; name other files"):
+        place.check()
+
+
+@pytest.mark.parametrize(
+    ("column", "field"),
+    [
+        ("age", "features.continuous.age"),
+        ("click", "labels.click"),
+        ("time", "rows.column"),
+        ("country", "features.discrete.country"),
+    ],
+)
+def test_a_column_that_is_there_twice_is_refused(place: Place, column: str, field: str) -> None:
+    file = place.folder / "log" / "part-1.parquet"
+    twice = LOG.table.append_column(column, LOG.table.column(column))
+    pq.write_table(twice, file)
+    with pytest.raises(ConfigError) as raised:
+        Inputs.build(place.config(keys__time=None, validation_data__test__rows=None))
+    expected = f"{file}: column {column!r} is there twice; rename one of the two when the file is written ({field})"
+    assert str(raised.value).splitlines() == [expected]
+
+
+def test_a_column_that_nobody_reads_may_be_there_twice(place: Place) -> None:
+    for file in (place.folder / "log").iterdir():
+        table = pq.read_table(file)
+        pq.write_table(table.append_column("watch_time_s", table.column("watch_time_s")), file)
+    place.check()
+    assert sum(batch.num_rows for batch in place.batches()) == 600
+
+
+REFUSALS: list[dict[str, Any]] = [
+    {"train_data__rows": EMPTY},
+    {"validation_data__valid__offset": 10_000},
+    # Known only once the run is open.
+    {"model__featurization_config": {"z_score_log_config": {"analysis_path": "none.json"}}},
+]
+
+
+@pytest.mark.parametrize("changes", REFUSALS)
+def test_a_refused_start_leaves_nothing_behind(place: Place, changes: dict[str, Any]) -> None:
+    settings = planted_settings(place.folder / "log", place.folder / "runs" / "first" / "run", **changes)
+    with pytest.raises((ConfigError, DataError)):
+        train_ranker(RankerConfig.model_validate(settings))
+    assert not (place.folder / "runs").exists()
 
 
 def test_tasks_without_positives_are_refused_together(place: Place) -> None:

@@ -58,7 +58,7 @@ def test_a_loss_without_any_weight_is_refused(tmp_path: Path) -> None:
     weights = dict.fromkeys(TASKS, 0.0)
     (problem,) = problems(tmp_path, loss={"fixed": {"weights": weights}})
     assert problem == "test: loss.fixed.weights: every task has 0, nothing would be learned; give a task more than 0"
-    some = {"fixed": {"weights": {task: 0.0 for task in TASKS[1:]}}}  # 1 for the task that is not named
+    some = {"fixed": {"weights": dict.fromkeys(TASKS[1:], 0.0)}}  # 1 for the task that is not named
     assert planted_config(tmp_path / "log", tmp_path / "run", loss=some).loss.fixed is not None
 
 

@@ -68,7 +68,7 @@ def odd_table(seed: int, num_rows: int = 60) -> pa.Table:
         "stats": lists(odd_numbers(rng, num_rows, 6)),
         "item_text": lists(halves),
         "hour": with_nulls(rng.integers(0, 24, num_rows)),
-        "position": with_nulls(rng.integers(-3, 12, num_rows)),
+        "position": with_nulls(rng.integers(0, 12, num_rows)),
         "item_id": with_nulls(np.array([item_id(i) for i in rng.integers(0, NUM_ITEMS + 3, num_rows)])),
         "recent_items": pa.array(recent, pa.list_(pa.int64())),
         "served": with_nulls(time_ms - rng.integers(0, 7_200_000, num_rows)),
