@@ -1,0 +1,233 @@
+"""Everything that a timeline is served from, as one folder that appears whole or not at all.
+
+BUNDLE/bundle.json     the manifest: what it was made of, and the sum of each file
+BUNDLE/timeline.yaml   the configuration
+BUNDLE/catalog/        what is known of users and posts
+BUNDLE/ranker/         the export of the ranker
+BUNDLE/twhin/          the export of TwHIN
+BUNDLE/index/          an approximate index of the recent posts, where there are many
+BUNDLE/map.parquet     users and recent posts in the plane: id, kind, x, y
+BUNDLE/metrics.json    what was measured, if anything was; added later, so no sum stands for it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import rookery
+from rookery.checkpoint.files import DamagedCheckpoint, file_sum, require_sum, write_atomically
+from rookery.config.loader import dump_config, load_config
+from rookery.data.catalog import Catalog
+from rookery.data.graph import Vocabulary
+from rookery.data.staging import staged
+from rookery.errors import DataError
+from rookery.ranker.export import RankerExport
+from rookery.timeline.config import TimelineConfig
+from rookery.timeline.entities import iso_time
+from rookery.timeline.map import draw_map
+from rookery.timeline.pool import RecentPosts, Rows
+from rookery.timeline.retrieval import UserVectors
+from rookery.timeline.scorer import Scorer
+from rookery.timeline.scoring import weight_vector
+from rookery.twhin.export import Export
+from rookery.twhin.index import StoredIndex, build_index
+from rookery.twhin.index_config import HnswConfig
+from rookery.twhin.search import similarity_metric
+from rookery.twhin.source import Source, open_source
+
+MANIFEST, CONFIG, MAP, METRICS = "bundle.json", "timeline.yaml", "map.parquet", "metrics.json"
+_CATALOG, _RANKER, _TWHIN, _INDEX = "catalog", "ranker", "twhin", "index"
+
+
+class BundleManifest(BaseModel):
+    """``bundle.json``. ``files`` holds size and crc32 of every file by its path inside the bundle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    kind: Literal["rookery timeline bundle"] = "rookery timeline bundle"
+    built_at: str
+    """ISO 8601, UTC."""
+    made_of: dict[str, str]
+    """Where catalog, ranker and TwHIN were taken from."""
+    versions: dict[str, str]
+    now: str
+    """The time of the catalog: ISO 8601, UTC."""
+    tasks: tuple[str, ...]
+    num_users: int
+    num_posts: int
+    num_recent_posts: int
+    num_users_with_vector: int
+    num_recent_posts_with_vector: int
+    files: dict[str, dict[str, int | str]]
+
+    @property
+    def version(self) -> str:
+        """Eight hexadecimal digits that are others when a file is another."""
+        return f"{zlib.crc32(json.dumps(self.files, sort_keys=True).encode()):08x}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle, opened and whole."""
+
+    path: Path
+    manifest: BundleManifest
+    config: TimelineConfig
+    catalog: Catalog
+    ranker: RankerExport
+    twhin: Source
+    index: StoredIndex | None
+    """None where the recent posts are few enough to be searched exactly."""
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Compare every file with its sum and load it. Raises ``DataError`` for what is no bundle, or is damaged."""
+        manifest = read_manifest(path)
+        for name, expected in manifest.files.items():
+            try:
+                require_sum(path / name, expected)
+            except (OSError, DamagedCheckpoint) as error:
+                raise DataError(f"{error}; the bundle is damaged: build it again") from error
+        return cls(
+            path,
+            manifest,
+            load_config(TimelineConfig, path / CONFIG),
+            Catalog.open(path / _CATALOG),
+            RankerExport.open(path / _RANKER),
+            open_source(path / _TWHIN),
+            StoredIndex.open(path / _INDEX) if (path / _INDEX).exists() else None,
+        )
+
+    def map(self) -> pa.Table:
+        """Columns ``id``, ``kind`` (user or post), ``x``, ``y`` in [−1, 1]."""
+        return pq.read_table(self.path / MAP)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What ``attach_metrics`` wrote last. Raises ``DataError`` where the file is damaged."""
+        file = self.path / METRICS
+        try:
+            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DataError(f"{file}: not JSON ({error}); attach the metrics again") from error
+        return metrics
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a bundle is made of, opened and found to fit."""
+
+    origins: Mapping[str, Path]
+    config: TimelineConfig
+    catalog: Catalog
+    ranker: RankerExport
+    twhin: Source
+    vectors: UserVectors
+    recent: RecentPosts
+
+    @property
+    def searched(self) -> Rows:
+        """TwHIN's rows of the recent posts that have a vector, newest first."""
+        rows = self.vectors.posts[self.recent.rows]
+        return rows[rows >= 0]
+
+
+def build_bundle(
+    out: Path, *, catalog: Path, ranker: Path, twhin: Path, config: TimelineConfig, overwrite: bool = False
+) -> BundleManifest:
+    """Put a bundle together of a catalog and two exports.
+
+    Raises ``UserError`` where the three do not fit each other, or ``out`` exists and is not to be replaced.
+    """
+    parts = _open_parts({_CATALOG: catalog, _RANKER: ranker, _TWHIN: twhin}, config)
+    with staged(out, overwrite=overwrite, marker=MANIFEST) as staging:
+        folder = staging.folder
+        for name, origin in parts.origins.items():
+            shutil.copytree(origin, folder / name)
+        (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        if len(parts.searched) > config.exact_search_up_to:
+            _write_index(parts, folder / _INDEX)
+        pq.write_table(draw_map(parts.vectors, parts.catalog, parts.recent), folder / MAP)
+        manifest = _manifest(parts, folder)
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _open_parts(origins: Mapping[str, Path], config: TimelineConfig) -> _Parts:
+    catalog, ranker = Catalog.open(origins[_CATALOG]), RankerExport.open(origins[_RANKER])
+    twhin = open_source(Export.open(origins[_TWHIN]).path)  # an export: a run is none
+    weight_vector(config.weights_by_task(), Scorer(catalog, ranker).tasks)
+    recent = RecentPosts(catalog, config.max_age_hours)
+    if not len(recent):
+        raise DataError(f"{origins[_CATALOG]}: no post of the last {config.max_age_hours:g} hours; raise max_age_hours")
+    vectors = UserVectors(twhin, catalog, config.interests.relation)
+    return _Parts(origins, config, catalog, ranker, twhin, vectors, recent)
+
+
+def _write_index(parts: _Parts, folder: Path) -> None:
+    post_type, source = parts.vectors.post_type, parts.twhin
+    rows = torch.from_numpy(parts.searched)
+    vectors = {**source.embeddings.rows, post_type: source.embeddings.rows[post_type][rows]}
+    ids = source.vocabularies[post_type].table.take(pa.array(parts.searched))
+    searched = replace(
+        source,
+        embeddings=replace(source.embeddings, rows=vectors),
+        vocabularies={**source.vocabularies, post_type: Vocabulary(post_type, ids)},
+    )
+    metric = similarity_metric(source.embeddings.comparator)
+    build_index(searched, post_type, HnswConfig(), folder, metric=metric)
+
+
+def _manifest(parts: _Parts, folder: Path) -> BundleManifest:
+    return BundleManifest(
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        made_of={name: str(origin) for name, origin in parts.origins.items()},
+        versions={"rookery": rookery.__version__, "torch": str(torch.__version__)},
+        now=iso_time(parts.catalog.now_us),
+        tasks=parts.ranker.tasks,
+        num_users=len(parts.catalog.user_ids),
+        num_posts=len(parts.catalog.post_ids),
+        num_recent_posts=len(parts.recent),
+        num_users_with_vector=int((parts.vectors.users >= 0).sum()),
+        num_recent_posts_with_vector=len(parts.searched),
+        files=_sums(folder),
+    )
+
+
+def attach_metrics(bundle: Path, metrics: Mapping[str, Any]) -> None:
+    """Put what was measured beside a bundle; numbers that are not finite are refused by ``ValueError``."""
+    read_manifest(bundle)
+    write_atomically(bundle / METRICS, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+
+
+def read_manifest(bundle: Path) -> BundleManifest:
+    """Raises ``DataError`` if ``bundle`` is none, or one of another version of the format."""
+    file = bundle / MANIFEST
+    try:
+        return BundleManifest.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise DataError(f"{file}: {reason}; name the folder that 'rookery timeline build OUT' wrote") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{file}: {field}: {first['msg']}; not a bundle of format version 1: build it again") from error
+
+
+def _sums(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_sum(file) for file in files}

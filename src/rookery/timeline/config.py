@@ -1,0 +1,102 @@
+"""How a timeline is put together: ``timeline.yaml`` of a bundle. ``docs/timeline.md`` has the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias, get_args
+
+from pydantic import Field, field_validator
+
+from rookery.config.base import StrictModel
+
+Preset: TypeAlias = Literal["2023", "2026"]
+
+WEIGHT_PRESETS: Mapping[Preset, Mapping[str, float]] = {
+    "2023": {
+        "is_favorited": 0.5,
+        "is_retweeted": 1.0,
+        "is_replied": 13.5,
+        "is_good_profile_clicked": 12.0,
+        "is_video_playback_50": 0.005,
+        "is_reply_engaged_by_author": 75.0,
+        "is_good_clicked_v1": 11.0,
+        "is_good_clicked_v2": 10.0,
+        "is_negative_feedback": -74.0,
+        "is_reported": -369.0,
+    },
+    # The successor has engagements of its own. Those that ours mean keep their weight, a click that was worth it takes
+    # that of a click; what it does not score weighs nothing.
+    "2026": {
+        "is_favorited": 0.5,
+        "is_retweeted": 1.0,
+        "is_replied": 5.0,
+        "is_good_profile_clicked": 0.0,
+        "is_video_playback_50": 0.0,
+        "is_reply_engaged_by_author": 0.0,
+        "is_good_clicked_v1": 0.4,
+        "is_good_clicked_v2": 0.4,
+        "is_negative_feedback": -43.2,
+        "is_reported": -234.0,
+    },
+}
+"""Weights of the engagements in a post's score, as published on 5 April 2023 and by the successor in 2026."""
+
+_Weight: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class AuthorDiversity(StrictModel):
+    """The n-th post of an author, n from 0 in the order of scores, counts ``(1 − floor) · decay^n + floor`` times."""
+
+    decay: float = Field(default=0.5, ge=0.0, le=1.0)
+    floor: float = Field(default=0.25, ge=0.0, le=1.0)
+
+
+class Filters(StrictModel):
+    """What does not come up again. One's own posts never do."""
+
+    seen: bool = True
+    """Leave out posts that the user was shown already."""
+    muted_authors: bool = True
+    """Leave out authors whom the user gave negative feedback on."""
+
+
+class Interests(StrictModel):
+    """Which questions TwHIN is asked for a user's posts out of network."""
+
+    relation: str = "favorite"
+    """From users to posts; the posts met under it are a user's history."""
+    num_clusters: int = Field(default=4, ge=1)
+    """The history is asked for as so many clusters; places are shared by how much of it each holds."""
+    history_length: int = Field(default=100, ge=0)
+    """The newest posts of the history; with none a user is asked for by the own vector under ``relation``."""
+
+
+class TimelineConfig(StrictModel):
+    """Candidates, weights and what is done to scores."""
+
+    weights: Preset | dict[str, _Weight] = "2023"
+    """The name of a set, or a weight for each engagement; one that is not named weighs 0."""
+    num_in_network: int = Field(default=200, ge=0)
+    """The newest posts of followed authors."""
+    num_out_of_network: int = Field(default=300, ge=0)
+    """Posts of others that TwHIN finds."""
+    max_age_hours: float = Field(default=48.0, gt=0.0, allow_inf_nan=False)
+    interests: Interests = Interests()
+    author_diversity: AuthorDiversity = AuthorDiversity()
+    out_of_network_factor: float = Field(default=0.75, ge=0.0, le=1.0)
+    filters: Filters = Filters()
+    exact_search_up_to: int = Field(default=200_000, ge=0)
+    """Of more recent posts than this an approximate index is built."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _year(cls, value: object) -> object:
+        """YAML reads ``weights: 2023`` as a number."""
+        return str(value) if isinstance(value, int) else value
+
+    def weights_by_task(self) -> Mapping[str, float]:
+        """The weights, whichever way they are given."""
+        return self.weights if isinstance(self.weights, dict) else WEIGHT_PRESETS[self.weights]
+
+
+PRESETS: tuple[Preset, ...] = get_args(Preset)

@@ -1,0 +1,85 @@
+"""What is known of a user or a post, and which others are like it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rookery.data.catalog import MEDIA, Catalog
+from rookery.timeline.retrieval import UserVectors
+from rookery.twhin.retrieval import Neighbor, NeighborRequest, find_neighbors
+
+_NUM_TOPICS = 5
+
+
+class Entities:
+    """Facts and likeness."""
+
+    def __init__(self, catalog: Catalog, vectors: UserVectors) -> None:
+        self._catalog = catalog
+        self._vectors = vectors
+        self._most_active = np.argsort(-catalog.counts.users[:, 0], kind="stable")
+        self._active_ids = catalog.user_ids.take(pa.array(self._most_active))
+
+    def alike(self, entity_type: str, entity_id: str, k: int) -> list[Neighbor]:
+        """The ``k`` nearest of the type; none where the entity has no vector."""
+        source = self._vectors.source
+        if source.vocabularies[entity_type].rows([entity_id])[0] < 0:
+            return []
+        return find_neighbors(source, NeighborRequest([entity_id], k, entity_type)).neighbors
+
+    def users(self, prefix: str, limit: int) -> list[dict[str, Any]]:
+        """Users by the beginning of their ids, those first who were shown most."""
+        found = np.flatnonzero(pc.starts_with(self._active_ids, prefix).to_numpy(zero_copy_only=False))[:limit]
+        return [self.user(int(row)) for row in self._most_active[found]]
+
+    def user(self, row: int) -> dict[str, Any]:
+        """Numbers of a user, and the topics favourited most."""
+        catalog, counts = self._catalog, self._catalog.counts.users[row]
+        favorites = catalog.counts.user_topics[row, :, 1]
+        liked = np.argsort(-favorites, kind="stable")[:_NUM_TOPICS]
+        return {
+            "id": catalog.user_ids[row].as_py(),
+            "impressions": int(counts[0]),
+            "favorites": int(counts[1]),
+            "following": len(catalog.followed(row)),
+            "followers": int(catalog.followers[row]),
+            "posts": len(catalog.posts_of(row)),
+            "muted": len(catalog.muted(row)),
+            "joined_at": iso_time(int(catalog.snapshot.joined_us[row])),
+            "topics": [
+                {"topic": catalog.topic_names[topic], "favorites": int(favorites[topic])}
+                for topic in liked.tolist()
+                if favorites[topic]
+            ],
+        }
+
+    def post(self, row: int) -> dict[str, Any]:
+        """Numbers of a post."""
+        catalog, counts = self._catalog, self._catalog.counts.posts[row]
+        return {
+            "id": catalog.post_ids[row].as_py(),
+            "author_id": catalog.user_ids[int(catalog.posts.authors[row])].as_py(),
+            "length": int(catalog.posts.lengths[row]),
+            "impressions": int(counts[0]),
+            "favorites": int(counts[1]),
+            **self.facts(row),
+        }
+
+    def facts(self, row: int) -> dict[str, str]:
+        """``created_at``, ``topic`` and ``media`` of a post."""
+        posts = self._catalog.posts
+        return {
+            "created_at": iso_time(int(posts.created_us[row])),
+            "topic": self._catalog.topic_names[int(posts.topics[row])],
+            "media": MEDIA[int(posts.media[row])],
+        }
+
+
+def iso_time(time_us: int) -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.fromtimestamp(time_us // 1_000_000, timezone.utc).isoformat()

@@ -1,0 +1,54 @@
+"""From probabilities to an order: weighted sums, the factor out of network, and the diversity of authors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rookery.config.suggest import did_you_mean
+from rookery.errors import UserError
+from rookery.timeline.config import AuthorDiversity
+
+Floats = NDArray[np.float64]
+
+
+def weight_vector(weights: Mapping[str, float], tasks: Sequence[str]) -> Floats:
+    """A weight ``[T]`` for each task; 0 where none is named.
+
+    Raises ``UserError`` for a weight that is not finite, and for one (0 excepted) of a task that is not predicted.
+    """
+    for name, weight in weights.items():
+        if not np.isfinite(weight):
+            raise UserError(f"weights.{name}={weight}: must be finite")
+        if weight and name not in tasks:
+            raise UserError(f"weights.{name}={weight}: the ranker does not predict it; {did_you_mean(name, tasks)}")
+    return np.array([weights.get(task, 0.0) for task in tasks])
+
+
+def contributions(probabilities: Floats, weights: Floats) -> Floats:
+    """What each task adds to the score ``[n, T]``; ``probabilities`` is ``[n, T]``, ``weights`` ``[T]``."""
+    return probabilities * weights
+
+
+def best_first(scores: Floats) -> NDArray[np.int64]:
+    """Places of ``scores [n]`` by falling score; equal ones keep their order."""
+    return np.argsort(-scores, kind="stable")
+
+
+def of_positive(scores: Floats, factors: Floats) -> Floats:
+    """``factors [n]``, 1 for scores below 0: a factor below 1 would raise them."""
+    return np.where(scores < 0, 1.0, factors)
+
+
+def diversity_factors(scores: Floats, authors: NDArray[np.int64], diversity: AuthorDiversity) -> Floats:
+    """``(1 − floor) · decay^n + floor`` ``[P]`` for the n-th post of its author by falling score, n from 0."""
+    order = best_first(scores)
+    by_author = order[np.argsort(authors[order], kind="stable")]  # authors together, the best post of each first
+    sorted_authors = authors[by_author]
+    starts = np.flatnonzero(np.append(True, sorted_authors[1:] != sorted_authors[:-1])[: len(scores)])
+    lengths = np.diff(np.append(starts, len(scores)))
+    number = np.empty(len(scores), np.int64)
+    number[by_author] = np.arange(len(scores)) - np.repeat(starts, lengths)
+    return (1.0 - diversity.floor) * np.power(diversity.decay, number, dtype=np.float64) + diversity.floor

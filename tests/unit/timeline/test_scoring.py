@@ -1,0 +1,98 @@
+"""Scores and their order against loops that do what the formulas say, one post at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rookery.errors import UserError
+from rookery.timeline.config import AuthorDiversity
+from rookery.timeline.scoring import best_first, contributions, diversity_factors, of_positive, weight_vector
+
+SCORES = st.floats(-50, 50, allow_nan=False)
+
+
+@st.composite
+def posts(draw):
+    scores = draw(st.lists(SCORES, max_size=40))
+    authors = draw(st.lists(st.integers(0, 5), min_size=len(scores), max_size=len(scores)))
+    share = st.floats(0, 1)
+    return scores, authors, AuthorDiversity(decay=draw(share), floor=draw(share))
+
+
+def greedy(scores, authors, diversity):
+    """Take the post that is worth most now, again and again: ``(place, worth)``."""
+    left, shown, chosen = list(range(len(scores))), Counter(), []
+    while left:
+        worth = {}
+        for place in left:
+            factor = (1 - diversity.floor) * diversity.decay ** shown[authors[place]] + diversity.floor
+            worth[place] = scores[place] * factor if scores[place] >= 0 else scores[place]
+        best = max(left, key=lambda place: (worth[place], scores[place], -place))
+        chosen.append((best, worth[best]))
+        left.remove(best)
+        shown[authors[best]] += 1
+    return chosen
+
+
+@given(posts())
+def test_diversity_is_greedy_selection(drawn):
+    scores, authors, diversity = np.array(drawn[0]), np.array(drawn[1], np.int64), drawn[2]
+    final = scores * of_positive(scores, diversity_factors(scores, authors, diversity))
+    expected = greedy(drawn[0], drawn[1], diversity)
+    np.testing.assert_allclose(final[best_first(final)], [worth for _, worth in expected], rtol=1e-12)
+
+
+@given(posts())
+def test_the_factor_counts_an_authors_better_posts(drawn):
+    scores, authors, diversity = drawn
+    expected = []
+    for place, author in enumerate(authors):
+        better = sum(
+            1
+            for other, score in enumerate(scores)
+            if authors[other] == author and (score > scores[place] or (score == scores[place] and other < place))
+        )
+        expected.append((1 - diversity.floor) * diversity.decay**better + diversity.floor)
+    found = diversity_factors(np.array(scores), np.array(authors, np.int64), diversity)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@given(posts())
+def test_no_factor_raises_a_post(drawn):
+    scores, authors, diversity = np.array(drawn[0]), np.array(drawn[1], np.int64), drawn[2]
+    final = scores * of_positive(scores, diversity_factors(scores, authors, diversity))
+    assert (final <= np.maximum(scores, 0) + np.minimum(scores, 0)).all()
+
+
+def test_contributions_are_weights_times_probabilities():
+    generator = np.random.default_rng(0)
+    probabilities, weights = generator.random((7, 3)), np.array([0.5, 0.0, -74.0])
+    found = contributions(probabilities, weights)
+    for post in range(7):
+        for task in range(3):
+            assert found[post, task] == weights[task] * probabilities[post, task]
+
+
+def test_weights_stand_in_the_order_of_the_tasks():
+    assert weight_vector({"b": -2.0, "a": 1.5}, ("a", "c", "b")).tolist() == [1.5, 0.0, -2.0]
+
+
+def test_a_weight_of_nothing_that_is_predicted_is_refused():
+    with pytest.raises(UserError, match=r"weights\.is_favorite=1\.0: .* did you mean 'is_favorited'\?"):
+        weight_vector({"is_favorite": 1.0}, ("is_favorited", "is_replied"))
+    assert weight_vector({"unknown": 0.0}, ("a",)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_is_finite(weight):
+    with pytest.raises(UserError, match="must be finite"):
+        weight_vector({"a": weight}, ("a",))
+
+
+def test_equal_scores_keep_their_order():
+    assert best_first(np.array([1.0, 3.0, 1.0, 3.0])).tolist() == [1, 3, 0, 2]
