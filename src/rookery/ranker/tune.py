@@ -1,7 +1,7 @@
 """Search for the best configuration of the ranker: every trial is a run of its own, chosen by its validations alone.
 
 STUDY/study.yaml       configuration and space that the study was started with
-STUDY/journal.jsonl    every trial, as Optuna keeps it
+STUDY/journal.jsonl    every trial, as Optuna keeps it; its sum is beside it in journal.sum.json
 STUDY/trials/00007/    the run of trial 7: configuration, log and metrics; all of a run for the best trial alone
 STUDY/best.yaml        the configuration of the best trial
 """
@@ -62,7 +62,8 @@ def tune(
 
     A study that was killed goes on in the middle of its trial, and draws the trials that it would have drawn.
     ``tell`` hears of each trial that ends. Raises ``MissingExtra`` without Optuna, ``ConfigError`` when the study was
-    started with another configuration or space, ``UserError`` when another process tunes there.
+    started with another configuration or space, ``DataError`` when its journal is damaged, ``UserError`` when another
+    process tunes there.
     """
     with run_lock(folder, named="--study", chosen="with --study"):
         study = _Study(configs, folder, train)

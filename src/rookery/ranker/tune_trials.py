@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rookery.checkpoint.files import write_atomically
 from rookery.errors import MissingExtra
 from rookery.ranker.tune_space import Choice, Dimension, SearchSpace, Values
 
@@ -54,7 +53,7 @@ class TrialLog:
     """The journal of one study, in the hands of one process."""
 
     def __init__(self, journal: Path, space: SearchSpace, mode: Mode, seed: int) -> None:
-        """Raises ``MissingExtra`` without Optuna."""
+        """Raises ``MissingExtra`` without Optuna, ``DataError`` for a damaged journal."""
         require_optuna()
         self._space, self._mode, self._seed = space, mode, seed
         self._study = _open_study(journal, space, mode)
@@ -181,13 +180,14 @@ def require_optuna() -> None:
 
 def _open_study(journal: Path, space: SearchSpace, mode: Mode) -> optuna.Study:
     import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
+    from optuna.storages.journal import JournalStorage
+
+    from rookery.ranker.tune_journal import SummedJournal
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _drop_half_a_line(journal)
     pruning = space.pruning
     return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
+        storage=JournalStorage(SummedJournal(journal)),
         study_name=_NAME,
         direction="maximize" if mode == "max" else "minimize",
         pruner=optuna.pruners.NopPruner()
@@ -195,13 +195,6 @@ def _open_study(journal: Path, space: SearchSpace, mode: Mode) -> optuna.Study:
         else optuna.pruners.MedianPruner(pruning.num_startup_trials, pruning.num_warmup_steps),
         load_if_exists=True,
     )
-
-
-def _drop_half_a_line(journal: Path) -> None:
-    """A process that was killed may have left half a line behind, which would spoil the one that follows."""
-    text = journal.read_text(encoding="utf-8") if journal.exists() else ""
-    if text and not text.endswith("\n"):
-        write_atomically(journal, text[: text.rfind("\n") + 1])
 
 
 def _suggest(trial: optuna.Trial, field: str, dimension: Dimension) -> Choice:

@@ -160,6 +160,64 @@ def test_a_killed_study_draws_the_trials_of_one_that_was_not(make, tmp_path):
     assert strip == [replace(trial, elapsed_s=0.0) for trial in expected.trials]
 
 
+def cut(content, lines):
+    return b"".join(content.splitlines(keepends=True)[:lines])
+
+
+DAMAGES = {
+    "cut off in line 1:": lambda content: b"",
+    "cut off in line 8:": lambda content: cut(content, 7),
+    "cut off in line 9:": lambda content: cut(content, 8) + b'{"op_code":6,"wor',
+    "cut off in line [0-9]+:": lambda content: content[:-1],
+    "line 3 is not what was written": lambda content: content.replace(content.splitlines()[2], b"{", 1) + b" " * 999,
+    "one of the lines 1 to [0-9]+ is not": lambda content: content.replace(b"0.", b"1.", 1),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_journal_is_refused_and_nothing_changed(make, tmp_path, message):
+    study, configs = tmp_path / "study", make(SPACE)
+    tune(configs, study, 3, World().train)
+    journal = study / "journal.jsonl"
+    journal.write_bytes(DAMAGES[message](journal.read_bytes()))
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    world = World()
+    with pytest.raises(DataError, match=rf"journal\.jsonl: {message}.*--study"):
+        tune(configs, study, 4, world.train)
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+    assert world.rates == []
+
+
+@pytest.mark.parametrize("left", ["", '{"op_code":6,"wor'])
+def test_a_kill_between_an_append_and_its_sum_loses_nothing(make, tmp_path, monkeypatch, left):
+    configs = make(SPACE)
+    report = tune(configs, tmp_path / "whole", 3, World().train)
+    values = [trial.fields for trial in report.trials]
+    tune(configs, tmp_path / "study", 2, World().train)
+    with monkeypatch.context() as patched:
+        patched.setattr("rookery.ranker.tune_journal.write_atomically", kill)
+        with pytest.raises(Killed):
+            tune(configs, tmp_path / "study", 3, World().train)
+    with (tmp_path / "study" / "journal.jsonl").open("a") as journal:
+        journal.write(left)
+    report = tune(configs, tmp_path / "study", 3, World().train)
+    assert [trial.fields for trial in report.trials] == values
+    assert {trial.state for trial in report.trials} == {"finished"}
+
+
+def kill(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"bytes": 3, "crc32": "low"}'])
+def test_a_damaged_sum_is_told(make, tmp_path, text):
+    configs = make(SPACE)
+    tune(configs, tmp_path / "study", 1, World().train)
+    (tmp_path / "study" / "journal.sum.json").write_text(text)
+    with pytest.raises(DataError, match=r"journal\.sum\.json: not the sum that was written .*delete it if the journal"):
+        tune(configs, tmp_path / "study", 2, World().train)
+
+
 def test_an_interrupted_trial_is_gone_on_with(make, tmp_path):
     configs, world = make(SPACE), World()
 
