@@ -27,6 +27,10 @@ class DataError(UserError):
     """Input data that cannot be used: file, row group or row, column, value, remedy."""
 
 
+class UnknownId(UserError):
+    """A user or post that was named is not known; the message has the nearest one that is."""
+
+
 class RunNotFound(UserError):
     """A run directory or checkpoint that was named does not exist or holds nothing to load."""
 

@@ -21,6 +21,7 @@ from rookery.cli import (
     twhin_ingest,
     twhin_results,
     twhin_train,
+    world,
 )
 from rookery.cli.output import run_command
 
@@ -55,7 +56,7 @@ ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impre
 app.add_typer(ranker, name="ranker")
 for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools):
     _commands.register(ranker)
-for _commands in (data, config, doctor, demo):
+for _commands in (data, world, config, doctor, demo):
     _commands.register(app)
 
 
