@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -53,12 +54,23 @@ class Block(nn.Module):
         return round_to(torch.nan_to_num(values, 0.0, 0.0, 0.0), self.downcast)
 
 
+class NonFinite(threading.local):
+    """Numbers that were null, NaN or infinite and became 0, by feature; each thread counts what it preprocesses."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __reduce__(self) -> tuple[type[NonFinite], tuple[()]]:
+        """A copy begins to count anew."""
+        return NonFinite, ()
+
+
 class NumericGroup(nn.Module):
     """Features side by side: ``[batch, width]`` float32, finite and rounded. One pass over the numbers to copy them
     where there are several features, and one to see that all are finite.
     """
 
-    def __init__(self, blocks: Sequence[Block], non_finite: Counter[str]) -> None:
+    def __init__(self, blocks: Sequence[Block], non_finite: NonFinite) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
         self.parts = nn.ModuleList(blocks)
@@ -91,7 +103,7 @@ class NumericGroup(nn.Module):
         for name, part in zip(self._names, wrong.split_with_sizes(self._widths, 1), strict=True):
             count = int(part.sum())
             if count:
-                self._non_finite[name] += count
+                self._non_finite.counts[name] += count
         return values.masked_fill(wrong, 0.0)
 
 

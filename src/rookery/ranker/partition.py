@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from rookery.data.locate import locate_row
 from rookery.data.prefetch import Prefetcher, Transform, prepare
+from rookery.data.row_groups import RowGroupSlice
 from rookery.data.stream import Columns, ParquetStream, StreamPosition
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
@@ -57,8 +59,8 @@ def make_transform(
 ) -> Transform[RankerBatch]:
     """What makes batches of the columns of ``stream``; down-samples if ``training``.
 
-    It raises ``DataError`` with file and row for a value that cannot be used, and warns once of each feature with
-    numbers that are not finite.
+    It raises ``DataError`` with file and row for a value that cannot be used, and warns of each feature with numbers
+    that are not finite, once for the rows that the stream reads.
     """
     warnings = NonFiniteWarnings(stream, preprocessor)
 
@@ -85,19 +87,19 @@ def evaluation_batches(
 
 
 class NonFiniteWarnings:
-    """Warns of each feature once, when it first has a number that is not finite."""
+    """Warns of each feature when it first has a number that is not finite: once in a process for the same rows."""
 
     def __init__(self, stream: ParquetStream, preprocessor: Preprocessor) -> None:
         self._stream = stream
         self._preprocessor = preprocessor
-        self._warned = set(preprocessor.non_finite)
+        self._warned = _warned_of(_same_rows(stream.slices))
 
     def give(self) -> None:
-        """Warn of features that are new among those counted; looking for the first place may read their column."""
+        """Warn of features that are new in the batch that this thread preprocessed last; looking for the first place
+        may read their column.
+        """
         found = self._preprocessor.non_finite
-        if len(found) == len(self._warned):
-            return
-        for feature in sorted(set(found) - self._warned):
+        for feature in sorted(found.keys() - self._warned):
             self._warned.add(feature)
             logger.warning("%s", self._describe(feature, found[feature]))
 
@@ -109,3 +111,15 @@ class NonFiniteWarnings:
             f"feature {feature!r}: {count} of a batch's numbers are null, NaN or infinite{place}; they count as 0, "
             "here and in scoring. A binary feature that tells whether the number is there keeps what is lost"
         )
+
+
+@functools.cache
+def _warned_of(rows: int) -> set[str]:  # noqa: ARG001 - the key of the cache
+    """The features that were warned of in some rows: validations and the calibration see the same ones again."""
+    return set()
+
+
+def _same_rows(slices: Sequence[RowGroupSlice]) -> int:
+    """A number that stands for the rows of ``slices``."""
+    ends = ((piece.row_number(0), piece.row_number(piece.num_rows - 1)) for piece in slices)
+    return hash((tuple(slices), tuple(ends)))

@@ -14,7 +14,7 @@ from rookery.data.columns import ColumnRequest
 from rookery.data.ids import MISSING_ID, encode_ids
 from rookery.data.stream import StreamPosition
 from rookery.ranker.batch import RankerBatch, RankerFeatures, TableSize
-from rookery.ranker.blocks import Block, NumericGroup
+from rookery.ranker.blocks import Block, NonFinite, NumericGroup
 from rookery.ranker.columns import ColumnPlan, ColumnUse, id_request
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import DiscreteFeature, NumericFeature, RaggedFeature, TableConfig
@@ -44,8 +44,7 @@ class Preprocessor(nn.Module):
         self._config = config
         self._plan = ColumnPlan(config)
         self.id_types = inputs.id_types
-        self.non_finite: Counter[str] = Counter()
-        """Numbers that were null, NaN or infinite and became 0, by feature."""
+        self._non_finite = NonFinite()
         features = config.features
         self.continuous = self._group(features.continuous, inputs)
         self.binary = self._group(features.binary, inputs)
@@ -59,6 +58,11 @@ class Preprocessor(nn.Module):
             one.name: (self._plan.key(id_request(one.column)), int(encode_ids(pa.array([one.value]))[0]))
             for one in config.evaluation.stratifiers
         }
+
+    @property
+    def non_finite(self) -> Counter[str]:
+        """Numbers that were null, NaN or infinite, by feature, of the rows that this thread preprocessed last."""
+        return self._non_finite.counts
 
     @property
     def num_continuous(self) -> int:
@@ -154,7 +158,7 @@ class Preprocessor(nn.Module):
 
     def _group(self, features: tuple[NumericFeature, ...], inputs: Inputs) -> NumericGroup:
         blocks = [Block(feature, self._config.preprocess, inputs.masks, self._plan) for feature in features]
-        return NumericGroup(blocks, self.non_finite)
+        return NumericGroup(blocks, self._non_finite)
 
     def _with_extracted(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The columns and those that are cut out of blocks; the latter as numbers ``[batch]``."""
@@ -172,6 +176,7 @@ class Preprocessor(nn.Module):
 
     def _features(self, columns: Mapping[str, Tensor]) -> RankerFeatures:
         config = self._config.features
+        self._non_finite.counts.clear()
         return RankerFeatures(
             continuous=self.continuous(columns),
             binary=self.binary(columns),

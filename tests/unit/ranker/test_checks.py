@@ -309,6 +309,43 @@ def test_numbers_that_are_none_are_said_once(place: Place, caplog: pytest.LogCap
     assert continuous[333, 1:].tolist() == [0] * 6
 
 
+@pytest.mark.parametrize(
+    "featurization", [{"z_score_log_config": {}}, {"piecewise_linear_config": {}}, {"log1p_abs_config": {}}]
+)
+def test_a_run_warns_once_of_a_feature_and_a_partition(
+    place: Place, caplog: pytest.LogCaptureFixture, featurization: dict[str, Any]
+) -> None:
+    days = [day.day for day in LOG.table.column("time").to_pylist()]
+    valid = days.index(28)
+    stats = LOG.table.column("stats").to_pylist()
+    for row, column in ((5, 1), (5, 2), (valid + 1, 0), (valid + 2, 4), (valid + 2, 5)):
+        stats[row][column] = float("inf")
+    place.write(stats=pa.array(stats, LOG.table.schema.field("stats").type), age=pa.array(np.arange(600.0)))
+    settings = planted_settings(
+        place.folder / "log",
+        place.folder / "run",
+        training__num_train_steps=12,
+        training__validate_every_n=4,
+        training__checkpoint_every_n=4,
+        training__keep_best={"metric": "valid/mean/auroc"},
+        train_data__batch_size=600,
+        calibration={"partition": "valid"},
+        model__featurization_config=featurization,
+    )
+    with caplog.at_level(logging.WARNING, "rookery.ranker.partition"):
+        train_ranker(RankerConfig.model_validate(settings))
+    said = sorted(message for record in caplog.records if "numbers are" in (message := record.getMessage()))
+    file, group, row = f"part-{valid // 300}.parquet", valid % 300 // 100, valid % 100
+    assert [message.split("; they count")[0] for message in said] == [
+        f"feature 'stats': {count} of a batch's numbers are null, NaN or infinite, the first of all at "
+        f"{place.folder}/log/{found}, column 'stats'"
+        for count, found in (
+            (2, "part-0.parquet: row group 0, row 5"),
+            (3, f"{file}: row group {group}, row {row + 1}"),
+        )
+    ]
+
+
 def test_large_numbers_are_no_infinity(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place.write(age=pa.array(np.full(600, 3e38)))
     continuous = torch.cat([batch.features.continuous for batch in place.batches()])
