@@ -13,6 +13,7 @@ from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation import make_validation
 from rookery.ranker.inputs import Inputs
+from rookery.ranker.memory import fits_memory
 from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.optimizers import make_optimizer
 from rookery.ranker.partition import make_transform, open_partition
@@ -30,7 +31,10 @@ def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:
 
 
 def build_model(config: RankerConfig, preprocessor: Preprocessor, inputs: Inputs, device: torch.device) -> RankerModel:
-    """The model with fresh parameters, drawn from ``runtime.seed`` alone, on ``device``."""
+    """The model with fresh parameters, drawn from ``runtime.seed`` alone, on ``device``.
+
+    Raises ``ConfigError`` for parts that do not fit in memory.
+    """
     sizes = FeatureSizes(
         num_continuous=preprocessor.num_continuous,
         num_binary=preprocessor.num_binary,
@@ -39,7 +43,10 @@ def build_model(config: RankerConfig, preprocessor: Preprocessor, inputs: Inputs
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.runtime.seed)
-        return RankerModel(config, sizes, inputs.vectors, device).to(device)
+        model = RankerModel(config, sizes, inputs.vectors, device)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        with fits_memory(f"model ({num_parameters:,} parameters)", f"use another runtime.device than {device}"):
+            return model.to(device)
 
 
 def build_job(

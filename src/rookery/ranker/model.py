@@ -20,6 +20,7 @@ from rookery.ranker.batch import RankerBatch, RankerFeatures, TableSize
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.embeddings import FeatureEmbeddings, module_key
 from rookery.ranker.loss import MultiTaskLoss
+from rookery.ranker.memory import fits_memory
 from rookery.train.job import Stateful
 from rookery.train.state import ModuleState, StateGroup, TableWeights
 
@@ -45,13 +46,16 @@ class RankerNetwork(nn.Module):
         self._sharing = model.multi_task_type
         self.featurizer = Featurizer(model.featurization_config, sizes.num_continuous, sizes.num_binary)
         self.dense_norms = nn.ModuleDict({module_key(name): nn.LayerNorm(w) for name, w in sizes.dense_widths.items()})
-        self.embeddings = FeatureEmbeddings(
-            config.features, sizes.tables, vectors, seed=config.runtime.seed, device=device
-        )
+        with fits_memory("features.tables", "lower num_embeddings, hash_buckets, vocabulary.max_size or embedding_dim"):
+            self.embeddings = FeatureEmbeddings(
+                config.features, sizes.tables, vectors, seed=config.runtime.seed, device=device
+            )
         self.position = PositionDebias(model.position_debias_config) if model.position_debias_config else None
         layout = self._layout(sizes)
-        self.backbone = build_network(model.backbone, layout, len(model.tasks)) if model.backbone else None
-        self.towers = Towers(model.tasks, self._tower_layout(layout))
+        with fits_memory("model.backbone", "lower the sizes of its layers"):
+            self.backbone = build_network(model.backbone, layout, len(model.tasks)) if model.backbone else None
+        with fits_memory("model.tasks", "lower the sizes of the layers of its towers"):
+            self.towers = Towers(model.tasks, self._tower_layout(layout))
 
     def forward(self, features: RankerFeatures, balance: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Logits ``[batch, tasks]``; ``balance`` acts on the backbone's output."""
