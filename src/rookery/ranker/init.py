@@ -52,12 +52,14 @@ def initial_config(request: InitRequest, notify: Callable[[str], None]) -> str:
     _require_roles(log, roles)
     require_labels(log, roles.labels)
     sample = sample_rows(log)
+    _require_ids(sample, roles)
     joined = tuple(_join(text, log, sample) for text in request.embeddings)
     with tempfile.TemporaryDirectory() as scratch, open_database(Path(scratch), Resources()) as db:
         clock = read_clock(db, log, roles.time) if roles.time is not None else None
         parts = split_log(db, log, clock)
         counter = RowCounter(db, clock, parts)
         counts = counter.labels(roles.labels)
+        _require_both_outcomes(counts["train"])
         schema = SchemaInference(sample, roles, counter.ids).run()
     _require_features(log, schema, joined)
     remarks = tuple(_remarks(log, counts, schema))
@@ -80,6 +82,31 @@ def _require_roles(log: Log, roles: Roles) -> None:
     repeated = {name for name in roles.labels if roles.labels.count(name) > 1}
     if repeated:
         raise DataError(f"--label {min(repeated)}: named twice; name each label once")
+
+
+def _require_ids(sample: pa.Table, roles: Roles) -> None:
+    for flag, column in {"--user": roles.user, "--item": roles.item}.items():
+        if column is None:
+            continue
+        if not is_id(sample[column].type):
+            raise DataError(f"{flag} {column}: the column is {sample[column].type}; name a column of ids")
+        try:
+            encode_ids(sample[column])
+        except NoId as error:
+            raise DataError(f"{flag} {column}: the column has a value that {error}; name a column of ids") from error
+
+
+def _require_both_outcomes(train: PartCounts) -> None:
+    """Raise ``DataError`` for labels that training could learn nothing of, and would refuse or follow blindly."""
+    spreads = {0: "never 1 in", train.num_rows: "1 in all of"}
+    problems = [
+        f"--label {label}: is {spreads[count]} the {train.num_rows:,} training rows, from which it cannot be learned; "
+        f"leave out --label {label}, or name more of the log"
+        for label, count in train.positives.items()
+        if count in spreads
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _require_features(log: Log, schema: Schema, joined: Sequence[JoinedVectors]) -> None:

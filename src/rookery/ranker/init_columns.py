@@ -124,6 +124,8 @@ class SchemaInference:
     def _look_at(self, name: str) -> Feature | LeftOut | None:
         if name == self._roles.time:
             return None
+        if not name:
+            return LeftOut(name, "has no name; rename it when the log is written")
         facts = gather_facts(name, self._sample[name])
         empty = _emptiness(facts)
         if empty is not None:
@@ -152,6 +154,8 @@ class SchemaInference:
         return LeftOut(facts.name, f"of type {facts.type}, which no feature can have")
 
     def _number(self, facts: Facts) -> Feature | LeftOut:
+        if facts.infinite_share:
+            return Feature("continuous", facts.name, str(facts))  # no id can be infinite, and 0 stands for it here
         if facts.is_zero_or_one and not facts.null_share:
             return Feature("binary", facts.name, str(facts))
         named = {*words(facts.name)}
@@ -218,7 +222,8 @@ class SchemaInference:
         if width < _MIN_DIM:
             return Feature("continuous", facts.name, str(facts), width=width)
         values = as_floats(pc.list_flatten(self._sample[facts.name])).reshape(-1, width)
-        scales = np.nanstd(values, axis=0) + np.abs(np.nanmean(values, axis=0))
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)  # as the model sees them
+        scales = values.std(0) + np.abs(values.mean(0))
         if scales.max() > _UNLIKE * max(float(np.median(scales)), 1e-12):
             return Feature("continuous", facts.name, f"{facts}; of unlike scales", width=width)
         return Feature("dense", facts.name, str(facts), width=width)
@@ -253,9 +258,11 @@ class SchemaInference:
 def _emptiness(facts: Facts) -> str | None:
     if facts.null_share == 1:
         return "null in every row"
+    if facts.infinite_share and facts.null_share + facts.infinite_share == 1:
+        return "infinite in every row" if not facts.null_share else "null or infinite in every row"
     if facts.is_list:
         return "empty in every row" if facts.lengths is not None and facts.lengths[3] == 0 else None
-    if facts.num_distinct == 1 and not facts.null_share:
+    if facts.num_distinct == 1 and not facts.null_share and not facts.infinite_share:
         value = f"{number(facts.low)} " if facts.low is not None else "the same value "
         return f"{value}in every row"
     return None
@@ -263,7 +270,13 @@ def _emptiness(facts: Facts) -> str | None:
 
 def _is_position(facts: Facts) -> bool:
     """Small whole numbers that are named so."""
-    is_small = facts.is_whole and facts.low is not None and facts.low >= 0 and (facts.high or 0) < _MAX_POSITION
+    is_small = (
+        facts.is_whole
+        and not facts.infinite_share
+        and facts.low is not None
+        and facts.low >= 0
+        and (facts.high or 0) < _MAX_POSITION
+    )
     return is_small and not facts.is_list and words(facts.name)[-1] in {"position", "pos", "rank", "slot"}
 
 

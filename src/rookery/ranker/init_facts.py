@@ -17,7 +17,7 @@ _ENDS_IN_ID = re.compile(r"(user|item|video|post|tweet|author|ad|device|session|
 
 @dataclass(frozen=True)
 class Facts:
-    """Shares are of the sampled rows; a float that is not finite counts as null.
+    """Shares are of the sampled rows; NaN counts as null. The other facts are those of finite numbers.
 
     Of a list ``num_distinct``, ``low`` and ``high`` are those of its elements, ``lengths`` the shortest, the mean, the
     95th percentile and the longest.
@@ -30,6 +30,7 @@ class Facts:
     num_distinct: int
     low: float | None = None
     high: float | None = None
+    infinite_share: float = 0.0
     is_whole: bool = False
     is_growing: bool = False
     """Each value is larger than the one before, as a row number is."""
@@ -62,6 +63,8 @@ class Facts:
             parts.append(f"{number(self.low)} to {number(self.high)}")
         if self.null_share:
             parts.append(f"{percent(self.null_share)} null")
+        if self.infinite_share:
+            parts.append(f"{percent(self.infinite_share)} infinite")
         return ", ".join(parts)
 
 
@@ -113,8 +116,9 @@ def _of_numbers(name: str, arrow_type: pa.DataType, values: np.ndarray) -> Facts
         name,
         arrow_type,
         len(values),
-        _share(len(values) - len(known), len(values)),
+        _share(int(np.isnan(values).sum()), len(values)),
         len(np.unique(known)),
+        infinite_share=_share(int(np.isinf(values).sum()), len(values)),
         low=float(known.min()) if len(known) else None,
         high=float(known.max()) if len(known) else None,
         is_whole=bool(np.all(known == np.floor(known))),

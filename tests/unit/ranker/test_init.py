@@ -15,9 +15,12 @@ from sklearn.metrics import roc_auc_score
 
 from rookery.config.loader import load_config
 from rookery.errors import DataError
+from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.init import InitRequest, initial_config
 from rookery.ranker.init_columns import Roles
+from rookery.ranker.inputs import Inputs
+from rookery.ranker.preprocess import Preprocessor
 
 NUMBERS = ["affinity", "match", "duration_ms", "days_since_upload"]
 ROLES = Roles(LABELS, "user_id", "video_id", "time_ms")
@@ -289,6 +292,84 @@ def test_what_cannot_be_used_is_refused_with_a_remedy(tmp_path: Path):
     assert "column 'country' is string" in refused(tmp_path, roles=Roles(("country",)))
     assert "no column is left" in refused(tmp_path, table.select(["clicked", "row"]), Roles(("clicked",)))
     assert "1 different values cannot be cut" in refused(tmp_path, roles=Roles(LABELS, time="version"))
+
+
+def with_column(name: str, values: object, table: pa.Table | None = None) -> pa.Table:
+    """The log with a column replaced, or added."""
+    table = make_log() if table is None else table
+    if name not in table.column_names:
+        return table.append_column(name, pa.array(values))
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def check(config: RankerConfig) -> None:
+    """What ``train`` refuses before its first step, refused here."""
+    preprocessor = Preprocessor(config, Inputs.build(config))
+    check_training_rows(config, preprocessor)
+    check_validation_rows(config, preprocessor)
+
+
+def test_training_takes_what_was_inferred(inferred):
+    check(inferred[0])
+
+
+def test_labels_that_cannot_be_learned_are_refused_together(tmp_path: Path):
+    late = np.arange(6_000) >= 5_000  # in the days of validation and test alone
+    table = with_column("liked", late.astype(np.int8), with_column("clicked", np.ones(6_000, np.int8)))
+    num_rows = int((table["time_ms"].to_numpy() < START_MS + 8 * DAY_MS).sum())
+    rest = f"the {num_rows:,} training rows, from which it cannot be learned; leave out --label"
+    assert refused(tmp_path, table).splitlines() == [
+        f"--label clicked: is 1 in all of {rest} clicked, or name more of the log",
+        f"--label liked: is never 1 in {rest} liked, or name more of the log",
+    ]
+
+
+def test_a_column_without_a_name_is_left_out(tmp_path: Path):
+    config, text, _ = init(tmp_path, write_log(tmp_path, with_column("", np.random.default_rng(0).normal(size=6_000))))
+    assert "has no name; rename it when the log is written" in text
+    check(config)
+
+
+def test_infinite_numbers_make_no_id(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 30, 6_000).astype(float)
+    missing = rng.random((2, 6_000)) < 0.25
+    table = with_column("level", np.where(missing[0], np.inf, np.where(missing[1], np.nan, whole)))
+    table = with_column("flag", np.where(missing[0], np.inf, whole > 15), table)
+    table = with_column("one", np.where(missing[0], -np.inf, 1.0), table)
+    table = with_column("slot", np.where(missing[0], np.inf, whole), table)
+    table = with_column("endless", np.full(6_000, np.inf), table)
+    table = with_column("nothing", np.where(missing[0], np.inf, np.nan), table)
+    vector = np.where(missing[0][:, None], np.inf, rng.normal(size=(6_000, 9)))
+    table = with_column("vector", pa.FixedSizeListArray.from_arrays(pa.array(vector.reshape(-1)), 9), table)
+    config, text, _ = init(tmp_path, write_log(tmp_path, table.drop_columns(["rank"])))
+    assert {"level", "flag", "one", "slot"} <= set(names(config.features.continuous))
+    assert names(config.features.dense) == ["vector"]
+    nulls = 100 * (missing[1] & ~missing[0]).mean()
+    assert comment(text, "level") == (
+        f"double, 30 distinct, 0 to 29, {nulls:.0f}% null, {100 * missing[0].mean():.0f}% infinite"
+    )
+    assert "#   endless: infinite in every row" in text
+    assert "#   nothing: null or infinite in every row" in text
+    check(config)
+
+
+def test_a_key_that_holds_no_ids_is_refused(tmp_path: Path):
+    users = make_log()["user_id"].to_numpy()
+    fractions = with_column("user_id", users + np.where(np.arange(6_000) == 7, 0.5, 0))
+    assert refused(tmp_path, fractions).startswith("--user user_id: the column has a value that")
+    endless = with_column("video_id", np.where(np.arange(6_000) == 7, np.inf, users))
+    assert refused(tmp_path, endless).startswith("--item video_id: the column has a value that")
+    assert "--item history: the column is list" in refused(tmp_path, roles=Roles(LABELS, "user_id", "history"))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path):
+    table = make_log()
+    said = refused(tmp_path, table.append_column("tab", table["tab"]))
+    assert (
+        said
+        == f"{tmp_path / 'log.parquet'}: column 'tab' is there twice; rename one of the two when the file is written"
+    )
 
 
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path):
