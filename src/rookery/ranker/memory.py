@@ -31,7 +31,7 @@ def fits_memory(what: str, remedy: str) -> Iterator[None]:
 def _size(message: str) -> str | None:
     if found := _ASKED.search(message):
         num_bytes = int(float(found[1]) * _UNITS[found[2]])
-        return f"a tensor of {num_bytes // 4:,} parameters ({num_bytes / 2**30:,.3g} GiB as float32)"
+        return f"a tensor of {num_bytes // 4:,} parameters ({num_bytes / 2**30:,.1f} GiB as float32)"
     if found := _OVERFLOWN.search(message):
         return f"a tensor of {' × '.join(found[1].split(', '))} parameters"
     return None

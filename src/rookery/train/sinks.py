@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from rookery.checkpoint.files import write_atomically
+from rookery.errors import DataError
 
 
 class MetricSink(Protocol):
@@ -31,9 +32,11 @@ class JsonLines:
         self._file: IO[str] | None = None
 
     def start(self, step: int) -> None:
+        """Raises ``DataError`` for a line that was damaged since it was written."""
         if self._path.exists():
-            text = self._path.read_text()
-            kept = "".join(line for line in text.splitlines(keepends=True) if _belongs(line, step))
+            text = self._path.read_text(errors="surrogateescape")
+            lines = text.splitlines(keepends=True)
+            kept = "".join(line for number, line in enumerate(lines, 1) if self._belongs(line, number, step))
             if kept != text:
                 write_atomically(self._path, kept)
         self._file = self._path.open("a")
@@ -50,6 +53,18 @@ class JsonLines:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _belongs(self, line: str, number: int, step: int) -> bool:
+        """Whether a line is whole (a killed run may have left half a one) and not later than ``step``."""
+        if not line.endswith("\n"):
+            return False
+        try:
+            return int(json.loads(line)["step"]) <= step
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"{self._path}: line {number} is no metrics of a step ({error}); remove the line to go on without it, or "
+                "restore the file"
+            ) from error
 
 
 class TensorBoard:
@@ -73,10 +88,3 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _belongs(line: str, step: int) -> bool:
-    """Whether a line is whole (a killed run may have left half a one) and not later than ``step``."""
-    if not line.endswith("\n"):
-        return False
-    return int(json.loads(line)["step"]) <= step

@@ -62,7 +62,7 @@ def test_a_part_that_no_memory_holds_is_named(
 def test_the_size_is_taken_from_the_words_of_torch() -> None:
     cuda = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
     with pytest.raises(
-        ConfigError, match=r"^model: a tensor of 5,368,709,120 parameters \(20 GiB as float32\) .*; less$"
+        ConfigError, match=r"^model: a tensor of 5,368,709,120 parameters \(20\.0 GiB as float32\) .*; less$"
     ):
         run_out_of_memory(cuda)
     with pytest.raises(ConfigError, match=r"^model: a tensor of 1099511627776 × 1099511627776 parameters does not fit"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rookery.errors import DataError
 from rookery.train.sinks import JsonLines, TensorBoard
 
 
@@ -28,6 +29,16 @@ def test_a_resumed_run_cuts_what_it_will_log_again(tmp_path: Path, step: int, ke
     sink.log(10, {})
     sink.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [*kept, 10]
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[1]", b"{}", b"5", b'{"step": null}', b"\xff\x00"])
+def test_a_damaged_line_is_told_and_nothing_cut(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    content = b'{"step": 2}\n' + damage + b'\n{"step": 6}\n'
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 is no metrics of a step .*; remove the line"):
+        JsonLines(file).start(4)
+    assert file.read_bytes() == content
 
 
 def test_a_resumed_run_hides_the_events_that_it_will_log_again(tmp_path: Path) -> None:
