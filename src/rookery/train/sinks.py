@@ -62,7 +62,7 @@ class JsonLines:
             return int(json.loads(line)["step"]) <= step
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(
-                f"{self._path}: line {number} is no metrics of a step ({error}); remove the line to go on without it, or "
+                f"{self._path}: line {number} is no metrics of a step ({error}); remove it to go on without it, or "
                 "restore the file"
             ) from error
 

@@ -36,7 +36,7 @@ def test_a_damaged_line_is_told_and_nothing_cut(tmp_path: Path, damage: bytes) -
     file = tmp_path / "metrics.jsonl"
     content = b'{"step": 2}\n' + damage + b'\n{"step": 6}\n'
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 is no metrics of a step .*; remove the line"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 is no metrics of a step .*; remove it"):
         JsonLines(file).start(4)
     assert file.read_bytes() == content
 
