@@ -10,6 +10,7 @@ RUN/checkpoints/         see rookery.checkpoint
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -58,8 +59,9 @@ def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
     process trains there, ``DamagedCheckpoint`` when every checkpoint is damaged.
     """
     save_dir = config.save_dir
-    absent = [folder for folder in (save_dir, *save_dir.parents) if not folder.exists()]
-    found = [] if absent else list(save_dir.iterdir())
+    # Path.exists raises where it may not look; there, and where a file is in the way, the lock says what to do.
+    absent = [folder for folder in (save_dir, *save_dir.parents) if not os.path.exists(folder)]  # noqa: PTH110
+    found = list(save_dir.glob("*"))
     with run_lock(save_dir), _nothing_left_of_a_refusal(save_dir, absent, found):
         yield Run(
             save_dir=save_dir,

@@ -266,14 +266,16 @@ def test_json_schema_has_the_fields_and_refuses_more():
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12) | st.sampled_from(
     ["1e-3", "null", "no", "true", "$HOME", "${HOME}", "$$", "~", "", "010", "1_0", "<<", ".inf", "2024-01-01"]
 )
-FLOATS = st.floats(allow_nan=False)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 ROOTS = st.builds(
     Root,
     tables=st.lists(st.builds(Table, name=TEXT, num_embeddings=st.integers(1, 2**62)), max_size=2).map(tuple),
     optimizer=st.builds(Optimizer, adam=st.builds(Adam, lr=FLOATS), sgd=st.none()),
     save_dir=st.none() | TEXT.map(Path),
     steps=st.integers(1, 10**9),
-    per_task=st.dictionaries(TEXT, st.builds(Sgd, lr=st.floats(min_value=1e-300, allow_nan=False)), max_size=2),
+    per_task=st.dictionaries(
+        TEXT, st.builds(Sgd, lr=st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False)), max_size=2
+    ),
     clip=st.none() | FLOATS,
     words=st.lists(TEXT, max_size=3).map(tuple),
 )
