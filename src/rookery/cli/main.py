@@ -18,6 +18,8 @@ from rookery.cli import (
     ranker_score,
     ranker_tools,
     ranker_train,
+    serve,
+    timeline,
     twhin_ingest,
     twhin_results,
     twhin_train,
@@ -56,7 +58,7 @@ ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impre
 app.add_typer(ranker, name="ranker")
 for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools):
     _commands.register(ranker)
-for _commands in (data, world, config, doctor, demo):
+for _commands in (timeline, serve, data, world, config, doctor, demo):
     _commands.register(app)
 
 

@@ -32,7 +32,7 @@ from rookery.config.loader import dump_config, load_config
 from rookery.data.catalog import Catalog
 from rookery.data.graph import Vocabulary
 from rookery.data.staging import staged
-from rookery.errors import DataError
+from rookery.errors import DataError, UserError
 from rookery.ranker.export import RankerExport
 from rookery.timeline.config import TimelineConfig
 from rookery.timeline.entities import iso_time
@@ -114,6 +114,13 @@ class Bundle:
     def map(self) -> pa.Table:
         """Columns ``id``, ``kind`` (user or post), ``x``, ``y`` in [−1, 1]."""
         return pq.read_table(self.path / MAP)
+
+    def require_catalog_of(self, other: Catalog, origin: Path) -> None:
+        """Raise ``UserError`` unless ``other`` has the same users and posts at the same time."""
+        own = self.catalog
+        same_ids = own.user_ids.equals(other.user_ids) and own.post_ids.equals(other.post_ids)
+        if not same_ids or own.now_us != other.now_us:
+            raise UserError(f"{self.path}: was built from another catalog than that of {origin}; name that world")
 
     def metrics(self) -> dict[str, Any] | None:
         """What ``attach_metrics`` wrote last. Raises ``DataError`` where the file is damaged."""
