@@ -9,7 +9,7 @@ from pathlib import Path
 from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
 from rookery.config.loader import dump_config, load_config
 from rookery.ranker.build import build_job, build_model, build_preprocessor
-from rookery.ranker.checks import check_training_rows
+from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.model import RankerModel
@@ -51,6 +51,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     preprocessor = build_preprocessor(config, inputs)
     if not is_resumed:
         check_training_rows(config, preprocessor)
+        check_validation_rows(config, preprocessor)
     model = build_model(config, preprocessor, inputs, device)
     job = build_job(config, preprocessor, model, device)
     with open_run(config.training, dump_config(config)) as run:

@@ -245,6 +245,15 @@ def test_a_refused_start_leaves_nothing_behind(place: Place, changes: dict[str, 
     assert not (place.folder / "runs").exists()
 
 
+def test_training_does_not_start_on_wrong_validation_rows(place: Place) -> None:
+    last = LOG.num_rows - 1
+    place.write(like=changed("like", last, 2))
+    settings = planted_settings(place.folder / "log", place.folder / "run")
+    with pytest.raises(DataError, match=r"part-1.parquet: row group 2, row 99, column 'like' is 2"):
+        train_ranker(RankerConfig.model_validate(settings))
+    assert not (place.folder / "run").exists()
+
+
 def test_tasks_without_positives_are_refused_together(place: Place) -> None:
     zeros = pa.array(np.zeros(600, np.int8))
     late = pa.array(np.r_[np.zeros(500, np.int8), np.ones(100, np.int8)])
