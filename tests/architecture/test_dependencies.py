@@ -7,7 +7,7 @@ import importlib.metadata
 import re
 import sys
 
-EXTRAS = ("cluster", "onnx", "tune")
+EXTRAS = ("cluster", "onnx", "tune", "serve")
 
 
 def declared(extra: str | None) -> set[str]:

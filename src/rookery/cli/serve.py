@@ -1,0 +1,59 @@
+"""``rookery serve``: timelines over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rookery.cli.output import progress_console
+from rookery.errors import MissingExtra
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(_serve)
+
+
+def _serve(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="What 'rookery timeline build' wrote, or a link to it; a newer one in its place is taken up.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; only with a token other than 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen at; 0: any that is free. [default: 8000]")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that requests carry; or set ROOKERY_TOKEN.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with limits, batching and times.")] = None,
+) -> None:
+    """Serve the timelines of a bundle, with a page to look at them, until Ctrl-C or SIGTERM."""
+    _require_packages()
+    from rookery.config.loader import load_config, parse_config
+    from rookery.serve.config import ServeConfig
+    from rookery.serve.run import serve
+    from rookery.train.runtime import keep_freed_memory
+
+    flags = {"host": host, "port": port, "token_file": None if token_file is None else str(token_file)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if config is None:
+        settings = parse_config(ServeConfig, given, "the command line")
+    else:
+        settings = load_config(ServeConfig, config, flags=[f"{name}={value}" for name, value in given.items()])
+    keep_freed_memory()
+    serve(run, settings, os.environ, lambda address: progress_console.print(f"serving {run} at {address}"))
+
+
+def _require_packages() -> None:
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(f"rookery serve needs {package}: pip install 'rookery[serve]'")

@@ -1,0 +1,74 @@
+"""The bundle that is served, and its replacement by a newer one while requests go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rookery.errors import RookeryError
+from rookery.serve.metrics import ServiceMetrics
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "bundle.json"
+
+Served = TypeVar("Served")
+
+Signature = tuple[str, int, int, int] | None
+
+
+class BundleHolder(Generic[Served]):
+    """What ``bundle`` (a folder, or a link to one) holds now, as ``opener`` makes it.
+
+    ``current`` is replaced as a whole: a request keeps what it took at its beginning, and the old one is freed with the
+    last request that uses it.
+    """
+
+    def __init__(self, bundle: Path, opener: Callable[[Path], Served]) -> None:
+        self._bundle, self._opener = bundle, opener
+        self._tried = self._signature()
+        self.current = opener(bundle.resolve())
+
+    def is_newer(self) -> bool:
+        """Whether a bundle lies there that was not tried yet."""
+        signature = self._signature()
+        return signature is not None and signature != self._tried
+
+    def reload(self) -> None:
+        """Open what lies there now, beside the current one, and replace that; raise what the opener raises."""
+        self._tried = self._signature()
+        # Resolved once: a link that turns meanwhile must not mix two bundles.
+        self.current = self._opener(self._bundle.resolve())
+
+    def _signature(self) -> Signature:
+        """Changes when another manifest lies there; None while there is none."""
+        try:
+            manifest = self._bundle.resolve() / MANIFEST
+            found = manifest.stat()
+        except (OSError, RuntimeError):  # the latter: links that lead in a circle
+            return None
+        return str(manifest), found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+async def keep_reloading(
+    holder: BundleHolder[Served], every_s: float, metrics: ServiceMetrics, version: Callable[[Served], str]
+) -> None:
+    """Look for a newer bundle for ever. One that cannot be opened is logged, and the old one stays."""
+    while True:
+        await asyncio.sleep(every_s)
+        if not await asyncio.to_thread(holder.is_newer):
+            continue
+        try:
+            await asyncio.to_thread(holder.reload)
+        except Exception as error:  # whatever is wrong with a new bundle, the old one serves on
+            metrics.reloads.labels("failed").inc()
+            says_it_all = isinstance(error, RookeryError)
+            message = "the new bundle cannot be opened, the old one stays: %s"
+            logger.log(logging.ERROR, message, error, exc_info=not says_it_all)
+        else:
+            metrics.reloads.labels("done").inc()
+            metrics.serving(version(holder.current))
+            logger.info("serving the new bundle %s", version(holder.current))

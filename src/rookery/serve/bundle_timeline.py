@@ -1,0 +1,96 @@
+"""A bundle's timeline, as the service asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rookery.errors import UserError
+from rookery.serve.served import Query, RankQuery
+from rookery.timeline.config import WEIGHT_PRESETS
+from rookery.timeline.timeline import Timeline
+
+_MAP_DIGITS = 4
+
+
+class BundleTimeline:
+    """Answers from one bundle."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self.version, self.tasks, self.weights = timeline.version, timeline.tasks, timeline.weights
+        self.candidates, self.users, self.user = timeline.candidates, timeline.users, timeline.user
+        self.neighbors, self.similar = timeline.neighbors, timeline.similar
+
+    def num_rows(self, query: Query) -> int:
+        """Of a timeline as many as there may be candidates."""
+        if isinstance(query, RankQuery):
+            return len(query.post_ids)
+        return self._timeline.config.num_in_network + self._timeline.config.num_out_of_network
+
+    def answer(self, queries: Sequence[Query]) -> Sequence[Sequence[object] | UserError]:
+        """The posts of each query, or what is wrong with it."""
+        return [self._answer_one(query) for query in queries]
+
+    def describe(self) -> Mapping[str, Any]:
+        """Tasks, weights and factors."""
+        config = self._timeline.config
+        return {
+            "tasks": self.tasks,
+            "weights": self.weights,
+            "presets": WEIGHT_PRESETS,
+            "author_diversity": config.author_diversity,
+            "out_of_network_factor": config.out_of_network_factor,
+            "now": self._timeline.bundle.manifest.now,
+            "version": self.version,
+        }
+
+    def map(self) -> Mapping[str, Any]:
+        """Users and posts in the plane, in columns."""
+        points = self._timeline.bundle.map()
+        posts = points.filter(pc.equal(points["kind"], "post"))
+        topics = [self._timeline.post(post)["topic"] for post in posts["id"].to_pylist()]
+        return {
+            "method": "t-SNE",
+            "users": _columns(points.filter(pc.equal(points["kind"], "user"))),
+            "posts": {**_columns(posts), "topic": topics},
+        }
+
+    def metrics(self) -> Mapping[str, Any]:
+        """What was attached to the bundle."""
+        return self._timeline.bundle.metrics() or {}
+
+    def _answer_one(self, query: Query) -> Sequence[object] | UserError:
+        try:
+            if isinstance(query, RankQuery):
+                return self._timeline.rank(query.user_id, query.post_ids, query.weights)
+            return self._timeline.timeline(
+                query.user_id,
+                query.k,
+                weights=query.weights,
+                sources=query.sources,
+                diversity=query.diversity,
+                order=query.order,
+            )
+        except UserError as error:
+            return error
+
+
+def open_bundle(bundle: Path) -> BundleTimeline:
+    """Open a bundle and put one timeline together, so that one which cannot rank is found before anybody asks.
+
+    Raises ``DataError`` for what is no bundle or a damaged one.
+    """
+    opened = BundleTimeline(Timeline.open(bundle))
+    for user in opened.users("", 1):
+        opened.candidates(user["id"])
+    return opened
+
+
+def _columns(points: pa.Table) -> dict[str, list[Any]]:
+    x, y = (pc.round(points[axis].cast(pa.float64()), _MAP_DIGITS).to_pylist() for axis in ("x", "y"))
+    return {"id": points["id"].to_pylist(), "x": x, "y": y}

@@ -1,0 +1,213 @@
+"""What every request passes before a route sees it: who asks, how much is under way, and what the body may be.
+
+Plain ASGI, so that nothing of a body is kept or parsed before it was measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rookery.serve.config import Limits
+from rookery.serve.failures import Refused, overloaded
+from rookery.serve.lifecycle import Lifecycle
+from rookery.serve.metrics import ServiceMetrics
+from rookery.serve.token import Token
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+API = "/v1/"
+_PROTECTED = (API, "/metrics")
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+_DISCARDED_BODIES = 8
+"""Of too large a body so many times the limit is read and thrown away, so that the client gets to its answer."""
+
+_STRING_OR_PLAIN = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[^][{}"]+', re.DOTALL)
+_STEPS = {bracket: 1 if bracket in b"[{" else -1 for bracket in b"[]{}"}
+
+
+class Observed:
+    """Counts and times every answer and gives it the headers that all have."""
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, lifecycle: Lifecycle) -> None:
+        self._app, self._metrics, self._lifecycle = app, metrics, lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(scope, MutableHeaders(scope=message))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        finally:
+            route = _route(scope)
+            self._metrics.requests.labels(route, str(status or "none")).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
+
+    def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
+        headers.update(SECURITY_HEADERS)
+        headers.setdefault("cache-control", "no-store" if scope["path"].startswith(_PROTECTED) else "no-cache")
+        if self._lifecycle.is_stopping:
+            headers["connection"] = "close"  # the client's next request goes elsewhere
+
+
+def _route(scope: Scope) -> str:
+    """The template of the path, of which there are few; clients could ask for any number of paths."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "none"))
+
+
+class Gate:
+    """Turns away who may not ask, what does not fit in, and what is too large or too slow."""
+
+    def __init__(
+        self, app: ASGIApp, limits: Limits, token: Token | None, metrics: ServiceMetrics, any_host: bool
+    ) -> None:
+        self._app, self._limits, self._token = app, limits, token
+        self._metrics, self._any_host = metrics, any_host
+        self._num_under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_sender(scope)
+            if not scope["path"].startswith(API):
+                await self._app(scope, receive, send)
+                return
+            body = await read_body(receive, self._limits)
+            with self._place():  # behind the body: slow clients take no places
+                await self._serve(scope, body, receive, send)
+        except Refused as refused:
+            await refused.response()(scope, receive, send)
+
+    def _check_sender(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = re.sub(r":\d+$", "", headers.get("host", ""))
+        if not self._any_host and host not in LOOPBACK_HOSTS:
+            # A page elsewhere can point a name of its own at this machine; without a token it could read along.
+            raise Refused(403, "forbidden_host", f"open the service as one of {', '.join(LOOPBACK_HOSTS)}")
+        if self._token is None or not scope["path"].startswith(_PROTECTED):
+            return
+        authorization = headers.get("authorization")
+        if not self._token.admits(authorization.encode("latin-1") if authorization is not None else None):
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise Refused(401, "unauthorized", "send the token as Authorization: Bearer <token>", challenge)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._num_under_way >= self._limits.queued_requests:
+            raise overloaded("too many requests are under way; try again soon")
+        self._num_under_way += 1
+        self._metrics.under_way.set(self._num_under_way)
+        try:
+            yield
+        finally:
+            self._num_under_way -= 1
+            self._metrics.under_way.set(self._num_under_way)
+
+    async def _serve(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Serve a request whose body is known, until it is answered or its client has left."""
+        answering = asyncio.ensure_future(self._app(scope, _replay(body), send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                self._metrics.abandoned.inc()
+                return
+            await answering
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def read_body(receive: Receive, limits: Limits) -> bytes:
+    """The whole body.
+
+    Raises ``Refused``: 413 for one that is too large, 408 for one that comes too slowly or not to its end, 422 for
+    JSON that nests too deeply.
+    """
+    try:
+        body = await asyncio.wait_for(_collect(receive, limits.body_bytes), limits.client_s)
+    except asyncio.TimeoutError:
+        raise Refused(
+            408, "request_timeout", f"the body took longer than {limits.client_s:g} s", {"Connection": "close"}
+        ) from None
+    if nests_deeper(body, limits.json_depth):
+        raise Refused(422, "invalid_request", f"the body nests deeper than {limits.json_depth}")
+    return body
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while size <= _DISCARDED_BODIES * limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(408, "request_timeout", "the body ended early", {"Connection": "close"})
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
+        if not message.get("more_body", False):
+            break
+    if size > limit:
+        raise Refused(413, "body_too_large", f"a body has at most {limit:,} bytes", {"Connection": "close"})
+    return b"".join(parts)
+
+
+def nests_deeper(body: bytes, depth: int) -> bool:
+    """Whether lists and objects of JSON text lie more than ``depth`` deep; no parser has seen it yet."""
+    if body.count(b"[") + body.count(b"{") <= depth:
+        return False
+    levels = itertools.accumulate(map(_STEPS.__getitem__, _STRING_OR_PLAIN.sub(b"", body)))
+    return max(levels, default=0) > depth
+
+
+def _replay(body: bytes) -> Receive:
+    """Gives ``body`` at once; after it, nothing: who serves is cancelled when the client leaves."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            await asyncio.Event().wait()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,295 @@
+"""Requests and responses of ``/v1``, as the OpenAPI document describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_CANDIDATES = 2_000
+"""Posts that one request may have ranked."""
+
+MAX_K = 100
+"""Posts of a timeline, neighbours, users of a list."""
+
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+Source = Literal["in_network", "out_of_network"]
+Order = Literal["score", "recency"]
+Weight = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Weights = Annotated[
+    dict[str, Weight],
+    Field(max_length=64, description="A weight for each engagement; one that is not named weighs 0."),
+]
+
+_POST = {
+    "post_id": "post_204",
+    "author_id": "user_9",
+    "source": "in_network",
+    "probabilities": {"is_favorited": 0.21, "is_replied": 0.04},
+    "contributions": {"is_favorited": 0.105, "is_replied": 0.54},
+    "score": 0.645,
+    "created_at": "2026-01-14T18:05:00+00:00",
+    "topic": "topic_3",
+    "media": "image",
+}
+
+
+def _request(example: dict[str, Any]) -> ConfigDict:
+    """Strict: a number in quotes is not a number, and an unknown field is an error rather than ignored."""
+    return ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [example]})
+
+
+def _response(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+class CandidatesRequest(BaseModel):
+    """Whose candidates."""
+
+    model_config = _request({"user_id": "user_17", "limit": 100})
+
+    user_id: Id
+    limit: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES, description="The first so many; all if left out.")
+
+
+class RankRequest(BaseModel):
+    """Posts to rank for a user."""
+
+    model_config = _request(
+        {"user_id": "user_17", "post_ids": ["post_204", "post_9"], "weights": {"is_favorited": 1.0}}
+    )
+
+    user_id: Id
+    post_ids: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    weights: Weights | None = Field(default=None, description="The bundle's own if left out.")
+
+
+class TimelineRequest(BaseModel):
+    """Whose timeline, and how it is put together."""
+
+    model_config = _request({"user_id": "user_17", "k": 20, "sources": ["in_network"], "order": "score"})
+
+    user_id: Id
+    k: int = Field(ge=1, le=MAX_K)
+    weights: Weights | None = Field(default=None, description="The bundle's own if left out.")
+    sources: list[Source] = Field(default=["in_network", "out_of_network"], min_length=1, max_length=2)
+    diversity: bool = Field(default=True, description="Whether further posts of an author count less.")
+    order: Order = "score"
+
+
+class NeighborsRequest(BaseModel):
+    """Users near a user."""
+
+    model_config = _request({"user_id": "user_17", "k": 10})
+
+    user_id: Id
+    k: int = Field(ge=1, le=MAX_K)
+
+
+class SimilarRequest(BaseModel):
+    """Posts near a post."""
+
+    model_config = _request({"post_id": "post_204", "k": 10})
+
+    post_id: Id
+    k: int = Field(ge=1, le=MAX_K)
+
+
+class Candidate(BaseModel):
+    """A post that may stand in the timeline."""
+
+    post_id: str
+    author_id: str
+    source: Source
+    retrieval_score: float
+
+
+class CandidatesResponse(BaseModel):
+    """Candidates, those in network first."""
+
+    model_config = _response(
+        {
+            "candidates": [
+                {"post_id": "post_204", "author_id": "user_9", "source": "in_network", "retrieval_score": 0.82}
+            ],
+            "version": "1f3a90c2",
+        }
+    )
+
+    candidates: list[Candidate]
+    version: str
+
+
+class RankedPost(BaseModel):
+    """A post with why it ranks where it does."""
+
+    post_id: str
+    author_id: str
+    source: Source
+    probabilities: dict[str, float] = Field(description="Of each engagement.")
+    contributions: dict[str, float] = Field(description="Weight times probability of each engagement.")
+    score: float = Field(description="The sum of the contributions.")
+    created_at: str
+    topic: str
+    media: Literal["none", "image", "video"]
+
+
+class RankResponse(BaseModel):
+    """Posts by falling score."""
+
+    model_config = _response({"posts": [_POST], "version": "1f3a90c2"})
+
+    posts: list[RankedPost]
+    version: str
+
+
+class TimelinePost(RankedPost):
+    """A post at its place."""
+
+    position: int
+    base_score: float = Field(description="The sum of the contributions.")
+    diversity_factor: float
+    network_factor: float
+    final_score: float = Field(description="base_score times both factors.")
+
+
+class Timings(BaseModel):
+    """Milliseconds of this request: waiting for its batch and being served with it, and all together."""
+
+    batch: float
+    total: float
+
+
+class TimelineResponse(BaseModel):
+    """A timeline, its first post first."""
+
+    model_config = _response(
+        {
+            "posts": [
+                _POST
+                | {
+                    "position": 0,
+                    "base_score": 0.645,
+                    "diversity_factor": 1.0,
+                    "network_factor": 1.0,
+                    "final_score": 0.645,
+                }
+            ],
+            "user": {"id": "user_17", "favorites": 41, "following": 12, "followers": 30},
+            "weights": {"is_favorited": 0.5, "is_replied": 13.5},
+            "version": "1f3a90c2",
+            "timings_ms": {"batch": 18.2, "total": 19.0},
+        }
+    )
+
+    posts: list[TimelinePost]
+    user: dict[str, Any]
+    weights: dict[str, float]
+    version: str
+    timings_ms: Timings
+
+
+class Neighbor(BaseModel):
+    """Something near, with its cosine."""
+
+    id: str
+    score: float
+
+
+class NeighborsResponse(BaseModel):
+    """The nearest first."""
+
+    model_config = _response({"neighbors": [{"id": "user_9", "score": 0.93}], "version": "1f3a90c2"})
+
+    neighbors: list[Neighbor]
+    version: str
+
+
+class User(BaseModel):
+    """What is known of a user."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={"examples": [{"id": "user_17", "favorites": 41, "following": 12, "followers": 30}]},
+    )
+
+    id: str
+
+
+class UsersResponse(BaseModel):
+    """Users in the order of the catalog."""
+
+    users: list[User]
+
+
+class Diversity(BaseModel):
+    """The n-th post of an author counts ``(1 - floor) * decay ** n + floor`` times."""
+
+    decay: float
+    floor: float
+
+
+class ConfigResponse(BaseModel):
+    """What the order of a timeline follows from."""
+
+    model_config = _response(
+        {
+            "tasks": ["is_favorited", "is_replied"],
+            "weights": {"is_favorited": 0.5, "is_replied": 13.5},
+            "presets": {"2023": {"is_favorited": 0.5, "is_replied": 13.5}},
+            "author_diversity": {"decay": 0.5, "floor": 0.25},
+            "out_of_network_factor": 0.75,
+            "now": "2026-01-15T00:00:00+00:00",
+            "version": "1f3a90c2",
+        }
+    )
+
+    tasks: list[str]
+    weights: dict[str, float] = Field(description="Those of the bundle.")
+    presets: dict[str, dict[str, float]] = Field(description="Sets of weights that have a name.")
+    author_diversity: Diversity
+    out_of_network_factor: float
+    now: str = Field(description="The moment of the catalog; ages count from it.")
+    version: str
+
+
+class UserPoints(BaseModel):
+    """Columns: the i-th of each belong together."""
+
+    id: list[str]
+    x: list[float]
+    y: list[float]
+
+
+class PostPoints(UserPoints):
+    """Columns: the i-th of each belong together."""
+
+    topic: list[str]
+
+
+class MapResponse(BaseModel):
+    """Points in [-1, 1] x [-1, 1]."""
+
+    model_config = _response(
+        {
+            "method": "t-SNE",
+            "users": {"id": ["user_17"], "x": [0.1], "y": [-0.4]},
+            "posts": {"id": ["post_204"], "x": [0.2], "y": [-0.3], "topic": ["topic_3"]},
+        }
+    )
+
+    method: str
+    users: UserPoints
+    posts: PostPoints
+
+
+class MetricsResponse(BaseModel):
+    """Tables, curves and reliability diagrams, as they were attached to the bundle."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{}]})
+
+
+class Health(BaseModel):
+    """How the service is."""
+
+    status: Literal["ok", "ready", "stopping"]

@@ -1,0 +1,67 @@
+"""The token that requests carry: from a file or the environment, never from the command line, where others see it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from pathlib import Path
+
+from rookery.errors import ConfigError
+from rookery.serve.config import ServeConfig
+
+VARIABLE = "ROOKERY_TOKEN"
+MIN_LENGTH = 16
+
+
+class Token:
+    """A secret that is compared in the same time whatever was guessed. Only its digest is kept."""
+
+    def __init__(self, secret: str) -> None:
+        self._digest = _digest(secret.encode())
+
+    def admits(self, authorization: bytes | None) -> bool:
+        """Whether the header ``Authorization`` carries it as ``Bearer <token>``."""
+        scheme, _, guess = (authorization or b"").partition(b" ")
+        # Digests have one length, so that not even the length of the token shows.
+        return hmac.compare_digest(_digest(guess.strip()), self._digest) and scheme.lower() == b"bearer"
+
+
+def find_token(config: ServeConfig, environment: Mapping[str, str]) -> Token | None:
+    """The configured token, None where only this machine reaches the service and none is given.
+
+    Raises ``ConfigError`` for a token that is missing, too short, not printable ASCII, or given in two ways.
+    """
+    given = environment.get(VARIABLE)
+    if config.token_file is not None and given is not None:
+        raise ConfigError(f"token_file={config.token_file}: {VARIABLE} is set, too; keep one of the two")
+    if config.token_file is not None:
+        return Token(_checked(_read(config.token_file), str(config.token_file)))
+    if given is not None:
+        return Token(_checked(given, VARIABLE))
+    if not config.is_loopback():
+        raise ConfigError(
+            f"host={config.host}: others can reach this address; name a file with a token (token_file, --token-file), "
+            f"set {VARIABLE}, or leave host out for 127.0.0.1"
+        )
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token_file={path}: cannot be read ({error}); write one line of text") from error
+
+
+def _checked(secret: str, source: str) -> str:
+    if len(secret) < MIN_LENGTH or not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise ConfigError(
+            f"{source}: a token is one line of at least {MIN_LENGTH} printable ASCII characters without spaces; "
+            "make one with: openssl rand -hex 32"
+        )
+    return secret
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+from serving import error_code
+
+from rookery.config.loader import parse_config
+from rookery.errors import ConfigError
+from rookery.serve.config import ServeConfig
+from rookery.serve.token import Token, find_token
+
+SECRET = "0123456789abcdef"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_token(host):
+    assert find_token(ServeConfig(host=host), {}) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_elsewhere_a_token_is_needed(host):
+    with pytest.raises(ConfigError, match="token_file"):
+        find_token(ServeConfig(host=host), {})
+    assert find_token(ServeConfig(host=host), {"ROOKERY_TOKEN": SECRET}).admits(f"Bearer {SECRET}".encode())
+
+
+def test_a_token_from_a_file(tmp_path):
+    file = tmp_path / "token"
+    file.write_text(SECRET + "\n")
+    assert find_token(ServeConfig(token_file=file), {}).admits(f"bearer {SECRET}".encode())
+    with pytest.raises(ConfigError, match="keep one of the two"):
+        find_token(ServeConfig(token_file=file), {"ROOKERY_TOKEN": SECRET})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "short", "with a space in it, long", "ümlaut-ümlaut-ümlaut", "two\nlines-and-more-text"]
+)
+def test_unfit_tokens_are_refused(tmp_path, text):
+    file = tmp_path / "token"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="at least 16 printable ASCII"):
+        find_token(ServeConfig(token_file=file), {})
+    with pytest.raises(ConfigError, match="ROOKERY_TOKEN"):
+        find_token(ServeConfig(), {"ROOKERY_TOKEN": text})
+
+
+def test_a_token_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_token(ServeConfig(token_file=tmp_path / "absent"), {})
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"Bearer", b"Bearer ", b"Basic 0123456789abcdef", b"Bearer 0123456789abcdeF", SECRET.encode()]
+)
+def test_wrong_headers_are_not_admitted(header):
+    assert not Token(SECRET).admits(header)
+
+
+def test_the_token_guards_the_api_and_the_metrics_alone(start):
+    client = start(token=SECRET).client
+    for path in ("/v1/users", "/v1/nothing", "/metrics"):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer \xff\xfe"}):
+            response = client.get(path, headers={name: value.encode("latin-1") for name, value in headers.items()})
+            assert (response.status_code, error_code(response)) == (401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+    for path in ("/healthz", "/readyz", "/", "/openapi.json"):
+        assert client.get(path).status_code == 200
+    assert client.get("/v1/users", headers={"Authorization": f"Bearer {SECRET}"}).status_code == 200
+    operation = client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
+    assert operation["security"] == [{"token": []}]
+
+
+def test_without_a_token_other_names_of_this_machine_are_refused(start, application):
+    for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
+        assert application.client.get("/v1/users", headers={"Host": host}).status_code == 200
+    for host in ("attacker.example", "attacker.example:8000", "localhost.attacker.example", ""):
+        response = application.client.get("/v1/users", headers={"Host": host})
+        assert (response.status_code, error_code(response)) == (403, "forbidden_host")
+
+
+def test_limits_are_checked_when_they_are_read():
+    with pytest.raises(ConfigError, match=r"limits\.queued_requests=0: must be at least 1"):
+        parse_config(ServeConfig, {"limits": {"queued_requests": 0}}, "serve.yaml")
+    with pytest.raises(ConfigError, match=r"limits\.deadline_s"):
+        parse_config(ServeConfig, {"limits": {"deadline_s": float("nan")}}, "serve.yaml")
