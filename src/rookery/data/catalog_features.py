@@ -20,10 +20,7 @@ DAY_US = 24 * HOUR_US
 
 _PRIOR_IMPRESSIONS = 20.0
 """A rate over n impressions is mixed with as many of the mean rate: one favourite in one impression is no 100%."""
-_RATES = {
-    name: name.removeprefix("is_").replace("favorited", "favorite").replace("good_clicked_v2", "click")
-    for name in COUNTED
-}
+_RATES = dict(zip(COUNTED, ("favorite", "retweet", "reply", "click", "negative"), strict=True))
 
 Rows: TypeAlias = NDArray[np.int64]
 Columns: TypeAlias = "dict[str, np.ndarray | pa.Array]"
@@ -136,7 +133,7 @@ class Snapshot:
             "in_network": followed.astype(np.int8),
             "user_topic_impressions": by_topic[:, 0],
             "user_topic_favorite_rate": _smoothed(by_topic[:, 1], by_topic[:, 0], own_rate),
-            "followed_author_impressions": by_author[:, 0],
+            "followed_author_impression_count": by_author[:, 0],
             "followed_author_favorite_count": by_author[:, 1],
         }
 

@@ -13,7 +13,7 @@ from rookery.world.config import WorldConfig
 from rookery.world.draws import Rows, Stream, cumulate, generator
 from rookery.world.society import Society
 
-MEDIA_SHARES = (0.45, 0.3, 0.25)
+MEDIA_SHARES = (0.4, 0.25, 0.35)
 
 TOPIC_SHARPNESS = 5.0
 """An author writes on a topic with a probability in proportion to ``exp(TOPIC_SHARPNESS · style · topic)``."""

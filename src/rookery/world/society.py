@@ -25,6 +25,7 @@ AUTHOR_SHARE = 0.25
 P_PRIMARY, P_SECONDARY = 0.55, 0.2
 """Where a follow leads: into the first community of a user, into the second one, or anywhere."""
 
+_AUTHORS_AHEAD = 0.8
 _FOLLOWING_SIGMA = 0.8
 _ACTIVITY_SIGMA = 0.9
 _FOLLOW_ROUNDS = 6
@@ -72,17 +73,17 @@ def draw_society(config: WorldConfig) -> Society:
     centers = _community_centers(rng, config.num_communities, topic_vectors)
     communities = _memberships(rng, users, config.num_communities)
     tastes = _unit(
-        centers[communities[:, 0]] + 0.5 * centers[communities[:, 1]] + 0.18 * rng.normal(size=(users, TASTE_DIM))
+        centers[communities[:, 0]] + 0.5 * centers[communities[:, 1]] + 0.09 * rng.normal(size=(users, TASTE_DIM))
     )
-    fame = _fame(rng, communities[:, 0])
     is_author = rng.random(users) < AUTHOR_SHARE
-    is_author[np.argmax(fame)] = True  # in the smallest of worlds chance may leave no author
+    is_author[0] = True  # in the smallest of worlds chance may leave none
+    fame = _fame(rng, communities[:, 0], is_author)
     activity = rng.lognormal(0.0, _ACTIVITY_SIGMA, users)
     posting = is_author * fame**0.5 * rng.lognormal(0.0, 0.5, users)
     return Society(
         communities=communities,
         tastes=tastes,
-        styles=_unit(tastes + 0.12 * rng.normal(size=(users, TASTE_DIM))),
+        styles=_unit(tastes + 0.06 * rng.normal(size=(users, TASTE_DIM))),
         topic_vectors=topic_vectors,
         media_tastes=(np.array([-0.2, 0.1, 0.2]) + 0.6 * rng.normal(size=(users, len(MEDIA)))).astype(np.float32),
         moods=rng.normal(size=users).astype(np.float32),
@@ -112,13 +113,15 @@ def _memberships(rng: np.random.Generator, num_users: int, num_communities: int)
     return np.stack((first, second), axis=1).astype(np.int16)
 
 
-def _fame(rng: np.random.Generator, communities: NDArray[np.int16]) -> Floats:
+def _fame(rng: np.random.Generator, communities: NDArray[np.int16], is_author: NDArray[np.bool_]) -> Floats:
+    """By rank among the members of a community; who writes ranks before most who do not."""
     fame = np.empty(len(communities))
+    rank_key = rng.random(len(communities)) + _AUTHORS_AHEAD * ~is_author
     members = Adjacency.in_order(communities.astype(np.int64), int(communities.max()) + 1)
     for community in range(len(members)):
         rows = members.row(community)
         weights = np.arange(1, len(rows) + 1, dtype=np.float64) ** -FAME_EXPONENT
-        fame[rng.permutation(rows)] = weights / weights.sum()
+        fame[rows[np.argsort(rank_key[rows], kind="stable")]] = weights / weights.sum()
     return fame
 
 
