@@ -1,19 +1,31 @@
-"""``rookery demo``: the whole of TwHIN on a small generated graph."""
+"""``rookery demo``: from nothing to a ranked timeline."""
 
 from __future__ import annotations
 
+import enum
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rookery.cli.output import JsonFlag, emit, progress_console
 
 if TYPE_CHECKING:
-    from rookery.twhin.demo import DemoResult
+    from rookery.demo.demo import DemoResult
+
+
+class DemoSize(enum.Enum):
+    """How large a world."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    MEDIUM = "medium"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,30 +34,59 @@ def register(app: typer.Typer) -> None:
 
 
 def _demo(
-    folder: Annotated[Path, typer.Option(help="Where the graph and the run go.")] = Path("demo"),
+    size: Annotated[DemoSize, typer.Option(help="300, 4 thousand or 100 thousand users.")] = DemoSize.SMALL,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where everything goes; left out: demo-SIZE.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the world.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train TwHIN on a small graph with planted communities and hold it against the truth."""
-    from rookery.twhin.demo import run_demo
+    """Simulate a society, train TwHIN and the ranker on what it did, and hold timelines against the truth.
+
+    Started again after an interruption it goes on where it was.
+    """
+    from rookery.demo.demo import run_demo
+    from rookery.world.config import WorldConfig
 
     started = time.monotonic()
-    result = run_demo(folder, lambda stage: progress_console.print(f"[bold]{stage}[/]"))
-    report = {**vars(result), "elapsed_s": time.monotonic() - started}
+    result = run_demo(folder or Path(f"demo-{size.value}"), WorldConfig.of_size(size.value, seed), _Stages())
+    report = {**vars(result), "elapsed_s": round(time.monotonic() - started, 1)}
     emit(report, as_json, lambda: _render(result, report["elapsed_s"]))
 
 
+class _Stages:
+    """A line and a bar for each stage, on stderr."""
+
+    @contextmanager
+    def stage(self, number: int, total: int, title: str) -> Iterator[Callable[[int, int], None]]:
+        progress_console.print(f"[bold]{number}/{total}[/] {title}", highlight=False)
+        start = time.monotonic()
+        columns = (TextColumn("   "), BarColumn(), TimeElapsedColumn())
+        # A training has a bar of its own: this one comes with the first news.
+        progress = Progress(*columns, console=progress_console, transient=True)
+        bar = progress.add_task("", total=None)
+
+        def notify(done: int, of: int) -> None:
+            progress.start()
+            progress.update(bar, completed=done, total=of)
+
+        try:
+            yield notify
+        finally:
+            if progress.live.is_started:
+                progress.stop()
+        progress_console.print(f"    [dim]{time.monotonic() - start:.0f} s[/]", highlight=False)
+
+
 def _render(result: DemoResult, elapsed_s: float) -> Group:
-    metrics = Table("metric", "TwHIN", "the truth itself", "chance", "reached", title="What was learned")
-    for metric in result.metrics:
-        reached = f"{metric.model / metric.truth:.0%}"
-        metrics.add_row(metric.name, f"{metric.model:.3f}", f"{metric.truth:.3f}", f"{metric.chance:.3f}", reached)
-    neighbors = Table("user", "community", "most similar users (* of the same community)", title="Nearest neighbours")
-    for example in result.examples:
-        pairs = zip(example.neighbors.neighbors, example.same_community, strict=True)
-        shown = ", ".join(f"{neighbor.id}{'*' if same else ''}" for neighbor, same in pairs)
-        neighbors.add_row(example.id, str(example.community), shown)
-    run = result.folder / "run"
-    user = result.examples[0].id
+    measures = Table("", "chance", "without TwHIN", "with TwHIN", "oracle", "reached", title="What was reached")
+    for each in result.measures:
+        figures = (each.chance, each.without_twhin, each.with_twhin, each.oracle)
+        measures.add_row(each.name, *(f"{figure:.3f}" for figure in figures), f"{each.reached:.0%}")
+    policies = Table("", "share of the oracle", "95%", title="What a timeline is worth")
+    for policy in result.policies:
+        low, high = policy["share_interval"]
+        policies.add_row(policy["policy"].replace("_", " "), f"{policy['share']:.0%}", f"{low:.0%}–{high:.0%}")
     return Group(
-        metrics, neighbors, f"{elapsed_s:.0f} s; next: rookery twhin neighbors {run} --id {user} --relation like -k 20"
+        measures, policies, f"{elapsed_s:.0f} s; the page: {result.report}", f"next: rookery serve {result.bundle}"
     )
