@@ -17,7 +17,7 @@ from rookery.cli.run_flags import OverwriteFlag
 if TYPE_CHECKING:
     from rookery.timeline.bundle import BundleManifest
     from rookery.timeline.evaluation import TimelineEvaluation
-    from rookery.timeline.timeline import TimelinePost
+    from rookery.timeline.posts import TimelinePost
 
 BundleArgument = Annotated[Path, typer.Argument(help="What `rookery timeline build` wrote.", show_default=False)]
 

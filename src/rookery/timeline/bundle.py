@@ -37,14 +37,13 @@ from rookery.ranker.export import RankerExport
 from rookery.timeline.config import TimelineConfig
 from rookery.timeline.entities import iso_time
 from rookery.timeline.map import draw_map
-from rookery.timeline.pool import RecentPosts, Rows
-from rookery.timeline.retrieval import UserVectors
+from rookery.timeline.pool import RecentPosts
+from rookery.timeline.retrieval import PostSearch, Vectors
 from rookery.timeline.scorer import Scorer
 from rookery.timeline.scoring import weight_vector
 from rookery.twhin.export import Export
 from rookery.twhin.index import StoredIndex, build_index
 from rookery.twhin.index_config import HnswConfig
-from rookery.twhin.search import similarity_metric
 from rookery.twhin.source import Source, open_source
 
 MANIFEST, CONFIG, MAP, METRICS = "bundle.json", "timeline.yaml", "map.parquet", "metrics.json"
@@ -143,14 +142,9 @@ class _Parts:
     catalog: Catalog
     ranker: RankerExport
     twhin: Source
-    vectors: UserVectors
+    vectors: Vectors
     recent: RecentPosts
-
-    @property
-    def searched(self) -> Rows:
-        """TwHIN's rows of the recent posts that have a vector, newest first."""
-        rows = self.vectors.posts[self.recent.rows]
-        return rows[rows >= 0]
+    search: PostSearch
 
 
 def build_bundle(
@@ -166,7 +160,7 @@ def build_bundle(
         for name, origin in parts.origins.items():
             shutil.copytree(origin, folder / name)
         (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
-        if len(parts.searched) > config.exact_search_up_to:
+        if len(parts.search.places) > config.exact_search_up_to:
             _write_index(parts, folder / _INDEX)
         pq.write_table(draw_map(parts.vectors, parts.catalog, parts.recent), folder / MAP)
         manifest = _manifest(parts, folder)
@@ -181,22 +175,20 @@ def _open_parts(origins: Mapping[str, Path], config: TimelineConfig) -> _Parts:
     recent = RecentPosts(catalog, config.max_age_hours)
     if not len(recent):
         raise DataError(f"{origins[_CATALOG]}: no post of the last {config.max_age_hours:g} hours; raise max_age_hours")
-    vectors = UserVectors(twhin, catalog, config.interests.relation)
-    return _Parts(origins, config, catalog, ranker, twhin, vectors, recent)
+    vectors = Vectors(twhin, catalog, config.interests)
+    return _Parts(origins, config, catalog, ranker, twhin, vectors, recent, PostSearch(vectors, recent, None))
 
 
 def _write_index(parts: _Parts, folder: Path) -> None:
-    post_type, source = parts.vectors.post_type, parts.twhin
-    rows = torch.from_numpy(parts.searched)
-    vectors = {**source.embeddings.rows, post_type: source.embeddings.rows[post_type][rows]}
-    ids = source.vocabularies[post_type].table.take(pa.array(parts.searched))
+    """Of the vectors that are searched, in their order."""
+    post_type, source, search = parts.vectors.post_type, parts.twhin, parts.search
+    ids = parts.catalog.post_ids.take(pa.array(parts.recent.rows[search.places]))
     searched = replace(
         source,
-        embeddings=replace(source.embeddings, rows=vectors),
-        vocabularies={**source.vocabularies, post_type: Vocabulary(post_type, ids)},
+        embeddings=replace(source.embeddings, rows={**source.embeddings.rows, post_type: search.table}),
+        vocabularies={**source.vocabularies, post_type: Vocabulary(post_type, pa.table({"id": ids}))},
     )
-    metric = similarity_metric(source.embeddings.comparator)
-    build_index(searched, post_type, HnswConfig(), folder, metric=metric)
+    build_index(searched, post_type, HnswConfig(), folder, metric=parts.vectors.metric)
 
 
 def _manifest(parts: _Parts, folder: Path) -> BundleManifest:
@@ -209,8 +201,8 @@ def _manifest(parts: _Parts, folder: Path) -> BundleManifest:
         num_users=len(parts.catalog.user_ids),
         num_posts=len(parts.catalog.post_ids),
         num_recent_posts=len(parts.recent),
-        num_users_with_vector=int((parts.vectors.users >= 0).sum()),
-        num_recent_posts_with_vector=len(parts.searched),
+        num_users_with_vector=int((parts.vectors.user_rows >= 0).sum()),
+        num_recent_posts_with_vector=int((parts.vectors.post_rows[parts.recent.rows] >= 0).sum()),
         files=_sums(folder),
     )
 

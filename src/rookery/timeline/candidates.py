@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,8 @@ from numpy.typing import NDArray
 from rookery.data.catalog import Catalog
 from rookery.timeline.config import TimelineConfig
 from rookery.timeline.pool import Flags, RecentPosts, Rows
-from rookery.timeline.retrieval import PostSearch, UserVectors
-
-SourceName: TypeAlias = Literal["in_network", "out_of_network"]
-SOURCES: tuple[SourceName, ...] = ("in_network", "out_of_network")
+from rookery.timeline.posts import SOURCES
+from rookery.timeline.retrieval import PostSearch, Vectors
 
 _HOUR_US = 3_600_000_000
 
@@ -35,7 +32,7 @@ class Candidates:
     """Finds candidates for a user."""
 
     def __init__(
-        self, catalog: Catalog, config: TimelineConfig, recent: RecentPosts, vectors: UserVectors, search: PostSearch
+        self, catalog: Catalog, config: TimelineConfig, recent: RecentPosts, vectors: Vectors, search: PostSearch
     ) -> None:
         self._catalog = catalog
         self._config = config
@@ -65,7 +62,7 @@ class Candidates:
             return _NONE, np.empty(0)
         recent = self._catalog.counts.recent[user]
         history = recent[recent >= 0].astype(np.int64)
-        question = self._vectors.question(user, history, self._config.interests)
+        question = self._vectors.question(user, history)
         return self._search.search(question, allowed, self._config.num_out_of_network)
 
 

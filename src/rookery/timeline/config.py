@@ -64,11 +64,13 @@ class Interests(StrictModel):
     """Which questions TwHIN is asked for a user's posts out of network."""
 
     relation: str = "favorite"
-    """From users to posts; the posts met under it are a user's history."""
-    num_clusters: int = Field(default=4, ge=1)
-    """The history is asked for as so many clusters; places are shared by how much of it each holds."""
-    history_length: int = Field(default=100, ge=0)
-    """The newest posts of the history; with none a user is asked for by the own vector under ``relation``."""
+    """From users to posts."""
+    num_clusters: int = Field(default=3, ge=1)
+    """The posts favourited last are asked for as so many clusters, by how many of them each holds."""
+    own_share: float = Field(default=0.75, ge=0.0, le=1.0)
+    """The share of places for the user's own vector under the relation; all of them where nothing was favourited."""
+    author_share: float = Field(default=0.75, ge=0.0, le=1.0)
+    """How much of a post's vector is its author's: a recent post has had few engagements to learn its own from."""
 
 
 class TimelineConfig(StrictModel):

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rookery.data.catalog import MEDIA, Catalog
-from rookery.timeline.retrieval import UserVectors
+from rookery.timeline.pool import Rows
+from rookery.timeline.retrieval import Vectors
 from rookery.twhin.retrieval import Neighbor, NeighborRequest, find_neighbors
 
 _NUM_TOPICS = 5
@@ -19,18 +20,19 @@ _NUM_TOPICS = 5
 class Entities:
     """Facts and likeness."""
 
-    def __init__(self, catalog: Catalog, vectors: UserVectors) -> None:
+    def __init__(self, catalog: Catalog, vectors: Vectors) -> None:
         self._catalog = catalog
         self._vectors = vectors
         self._most_active = np.argsort(-catalog.counts.users[:, 0], kind="stable")
         self._active_ids = catalog.user_ids.take(pa.array(self._most_active))
 
-    def alike(self, entity_type: str, entity_id: str, k: int) -> list[Neighbor]:
-        """The ``k`` nearest of the type; none where the entity has no vector."""
-        source = self._vectors.source
-        if source.vocabularies[entity_type].rows([entity_id])[0] < 0:
-            return []
-        return find_neighbors(source, NeighborRequest([entity_id], k, entity_type)).neighbors
+    def similar_users(self, user_id: str, k: int) -> list[Neighbor]:
+        """The ``k`` nearest by TwHIN; none where the user has no vector."""
+        return self._similar(self._vectors.user_type, user_id, k)
+
+    def similar_posts(self, post_id: str, k: int) -> list[Neighbor]:
+        """The ``k`` nearest by TwHIN; none where the post has no vector."""
+        return self._similar(self._vectors.post_type, post_id, k)
 
     def users(self, prefix: str, limit: int) -> list[dict[str, Any]]:
         """Users by the beginning of their ids, those first who were shown most."""
@@ -67,17 +69,23 @@ class Entities:
             "length": int(catalog.posts.lengths[row]),
             "impressions": int(counts[0]),
             "favorites": int(counts[1]),
-            **self.facts(row),
+            **{name: column[0] for name, column in self.facts(np.array([row])).items()},
         }
 
-    def facts(self, row: int) -> dict[str, str]:
-        """``created_at``, ``topic`` and ``media`` of a post."""
-        posts = self._catalog.posts
+    def facts(self, rows: Rows) -> dict[str, list[str]]:
+        """``created_at``, ``topic`` and ``media`` of posts, as columns."""
+        posts, names = self._catalog.posts, self._catalog.topic_names
         return {
-            "created_at": iso_time(int(posts.created_us[row])),
-            "topic": self._catalog.topic_names[int(posts.topics[row])],
-            "media": MEDIA[int(posts.media[row])],
+            "created_at": [iso_time(time_us) for time_us in posts.created_us[rows].tolist()],
+            "topic": [names[topic] for topic in posts.topics[rows].tolist()],
+            "media": [MEDIA[kind] for kind in posts.media[rows].tolist()],
         }
+
+    def _similar(self, entity_type: str, entity_id: str, k: int) -> list[Neighbor]:
+        source = self._vectors.source
+        if source.vocabularies[entity_type].rows([entity_id])[0] < 0:
+            return []
+        return find_neighbors(source, NeighborRequest([entity_id], k, entity_type)).neighbors
 
 
 def iso_time(time_us: int) -> str:

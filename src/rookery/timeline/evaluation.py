@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,11 +17,9 @@ from rookery.data.engagements import ENGAGEMENTS
 from rookery.metrics.bootstrap import Resampling, interval
 from rookery.timeline.candidates import CandidateRows
 from rookery.timeline.pool import Rows
+from rookery.timeline.posts import Truth
 from rookery.timeline.scoring import Floats, best_first, weight_vector
 from rookery.timeline.timeline import Timeline
-
-Truth: TypeAlias = Callable[[Rows, Rows, Rows], NDArray[np.float64]]
-"""True probabilities ``[pairs, 10]`` in the order of ``ENGAGEMENTS``, of users, posts (rows) and times in µs."""
 
 RECALL_AT = (10, 50, 100)
 _FAVORITES = 1  # the column of favourites among a post's counts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rookery.data.catalog import Catalog
 from rookery.timeline.pool import RecentPosts
-from rookery.timeline.retrieval import UserVectors
+from rookery.timeline.retrieval import Vectors
 
 _NUM_LAID_OUT = 1200  # the work grows with the square; 3 s on two cores
 _PERPLEXITY = 30.0
@@ -26,17 +26,17 @@ _PLACED_AT_A_TIME = 8192
 _SEED = 0
 
 
-def draw_map(vectors: UserVectors, catalog: Catalog, recent: RecentPosts) -> pa.Table:
+def draw_map(vectors: Vectors, catalog: Catalog, recent: RecentPosts) -> pa.Table:
     """Columns ``id``, ``kind`` (user or post), ``x`` and ``y`` in [−1, 1], of all that have a vector."""
-    users = np.flatnonzero(vectors.users >= 0)
-    posts = recent.rows[vectors.posts[recent.rows] >= 0]
-    ids = pa.concat_arrays([catalog.user_ids.take(pa.array(users)), catalog.post_ids.take(pa.array(posts))])
-    user_vectors = vectors.user_vectors[torch.from_numpy(vectors.users[users])]
-    post_vectors = vectors.post_vectors[torch.from_numpy(vectors.posts[posts])]
+    users, has_user = vectors.of_users(np.arange(len(catalog.user_ids)))
+    posts, has_post = vectors.of_posts(recent.rows)
+    user_ids = catalog.user_ids.filter(pa.array(has_user))
+    post_ids = catalog.post_ids.take(pa.array(recent.rows[has_post]))
     # Centred each by itself: else the two kinds would be two clouds, since a relation's operator lies between them.
-    rows = torch.cat([_directions(user_vectors), _directions(post_vectors)])
+    rows = torch.cat([_directions(users[torch.from_numpy(has_user)]), _directions(posts[torch.from_numpy(has_post)])])
     plane = place(rows, _NUM_LAID_OUT)
-    kinds = pa.array(["user"] * len(users) + ["post"] * len(posts))
+    kinds = pa.array(["user"] * len(user_ids) + ["post"] * len(post_ids))
+    ids = pa.concat_arrays([user_ids, post_ids])
     return pa.table({"id": ids, "kind": kinds, "x": plane[:, 0].numpy(), "y": plane[:, 1].numpy()})
 
 

@@ -1,12 +1,12 @@
 """Posts out of network: what TwHIN finds for each interest of a user.
 
-A user's history is the posts met last; its clusters are asked for, and each has places by its share of the history.
-A user without a history is asked for by the own vector under the relation, one without a vector as the average user.
+A user is asked for as a mixture: by the own vector under the relation, and by clusters of the posts favourited last.
+A post is found by a mean of its own vector and its author's: it is recent, so few engagements stand behind its own, and
+one that nobody has favourited yet has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,6 @@ from rookery.errors import UserError
 from rookery.timeline.config import Interests
 from rookery.timeline.pool import Flags, RecentPosts, Rows
 from rookery.twhin.comparators import COMPARATORS
-from rookery.twhin.config import ComparatorName
 from rookery.twhin.index import RowIndex
 from rookery.twhin.interests import cluster_history, merge_hits
 from rookery.twhin.search import Hits, similarity_metric
@@ -32,67 +31,94 @@ _OVERSAMPLE = 4  # an approximate index finds so many times what is wanted, and 
 
 @dataclass(frozen=True)
 class Question:
-    """Vectors ``[Q, D]`` to compare with posts, under one metric, and the share of places of each ``[Q]``."""
+    """Vectors ``[Q, D]`` to compare with those of posts, and the share of places of each ``[Q]``."""
 
-    metric: ComparatorName
     vectors: Tensor
-    weights: Tensor
+    shares: Tensor
 
 
-class UserVectors:
-    """TwHIN's vectors of the users and posts of a catalog: their rows there, -1 for those that it has none of."""
+class Vectors:
+    """TwHIN's vectors of the users and posts of a catalog, compared as entities of one type are."""
 
-    def __init__(self, source: Source, catalog: Catalog, relation: str) -> None:
+    def __init__(self, source: Source, catalog: Catalog, interests: Interests) -> None:
         """Raises ``UserError`` for a relation that is not there or no vectors can answer, and for vectors of others."""
+        embeddings = source.embeddings
         self.source = source
-        self.relation = source.relation_number(relation)
-        spec = source.embeddings.relations[self.relation]
+        self.metric = similarity_metric(embeddings.comparator)
+        self._catalog = catalog
+        self._interests = interests
+        self._relation = source.relation_number(interests.relation)
+        spec = embeddings.relations[self._relation]
         self.user_type, self.post_type = spec.lhs, spec.rhs
-        if not source.embeddings.query_form(Side.RHS, self.relation):
+        if not embeddings.query_form(Side.RHS, self._relation):
             raise UserError(
-                f"interests.relation={relation}: under {source.embeddings.comparator} this relation acts on the posts "
+                f"interests.relation={spec.name}: under {embeddings.comparator} this relation acts on the posts "
                 "themselves, so their vectors cannot be searched; train with operator translation or comparator dot"
             )
-        self.users: Rows = source.vocabularies[self.user_type].rows(catalog.user_ids)
-        self.posts: Rows = source.vocabularies[self.post_type].rows(catalog.post_ids)
-        for kind, found in ((self.user_type, self.users), (self.post_type, self.posts)):
+        self.user_rows: Rows = source.vocabularies[self.user_type].rows(catalog.user_ids)
+        self.post_rows: Rows = source.vocabularies[self.post_type].rows(catalog.post_ids)
+        for kind, found in ((self.user_type, self.user_rows), (self.post_type, self.post_rows)):
             if not (found >= 0).any():
                 raise UserError(
                     f"{source.path}: has a vector of no {kind} of the catalog; export a run that was trained on the "
                     "edges of the same users and posts"
                 )
-        self.post_vectors = source.embeddings.rows[self.post_type].float()  # [posts of TwHIN, D]
-        self.user_vectors = source.embeddings.rows[self.user_type].float()
+        self._users = self._prepare(embeddings.rows[self.user_type].float())
+        self._posts = self._prepare(embeddings.rows[self.post_type].float())
 
-    def question(self, user: int, history: Rows, interests: Interests) -> Question:
-        """What to ask for a user (a row of the catalog) with this history (rows of posts, the latest last)."""
-        embeddings = self.source.embeddings
-        met = self.posts[history[len(history) - min(len(history), interests.history_length) :]]
-        met = met[met >= 0]
-        if len(met):
-            metric = similarity_metric(embeddings.comparator)
-            found = cluster_history(self.post_vectors[torch.from_numpy(met)], metric, interests.num_clusters)
-            return Question(metric, found.centroids, found.mass)
-        row = int(self.users[user])
-        vectors = self._average if row < 0 else embeddings.queries(Side.RHS, self.relation, torch.tensor([row]))
-        return Question(embeddings.comparator, vectors, torch.ones(1))
+    def of_users(self, users: Rows) -> tuple[Tensor, Flags]:
+        """Vectors ``[n, D]`` of rows of the catalog, and which of them there are."""
+        return _taken(self._users, self.user_rows[users])
+
+    def of_posts(self, posts: Rows) -> tuple[Tensor, Flags]:
+        """Means ``[n, D]`` of the vectors of posts and of their authors, one where the other is not there."""
+        own, has_own = _taken(self._posts, self.post_rows[posts])
+        authors, has_author = self.of_users(self._catalog.posts.authors[posts])
+        share = np.where(has_own & has_author, self._interests.author_share, has_author)
+        weight = torch.from_numpy(share).float().unsqueeze(1)
+        return self._prepare((1 - weight) * own + weight * authors), has_own | has_author
+
+    def question(self, user: int, history: Rows) -> Question:
+        """What to ask for a user (a row of the catalog) with this history (rows of posts)."""
+        own, share = self._own(user), self._interests.own_share
+        met, has_vector = self.of_posts(history)
+        met = met[torch.from_numpy(has_vector)]
+        if share == 1 or not len(met):
+            return Question(own, torch.ones(1))
+        found = cluster_history(met, self.metric, self._interests.num_clusters)
+        shares = torch.cat([torch.tensor([share]), (1 - share) * found.mass.float()])
+        return Question(torch.cat([own, found.centroids]), shares)
+
+    def compare(self, question: Question, posts: Tensor) -> Tensor:
+        """Scores ``[Q, n]`` of vectors that ``of_posts`` gave."""
+        return COMPARATORS[self.metric].pairwise(self._prepare(question.vectors), posts)
+
+    def _own(self, user: int) -> Tensor:
+        """The query ``[1, D]`` of a user; one without a vector asks as all do on average."""
+        row = int(self.user_rows[user])
+        return self._average if row < 0 else self._queries(torch.tensor([row]))
 
     @cached_property
     def _average(self) -> Tensor:
-        anchors = torch.arange(len(self.user_vectors))
-        return self.source.embeddings.queries(Side.RHS, self.relation, anchors).mean(0, keepdim=True)
+        return self._queries(torch.arange(len(self._users))).mean(0, keepdim=True)
+
+    def _queries(self, anchors: Tensor) -> Tensor:
+        return self._prepare(self.source.embeddings.queries(Side.RHS, self._relation, anchors))
+
+    def _prepare(self, vectors: Tensor) -> Tensor:
+        return COMPARATORS[self.metric].prepare(vectors)
 
 
 class PostSearch:
     """The recent posts that have a vector, searched exactly, or by an approximate index and exact scores."""
 
-    def __init__(self, vectors: UserVectors, recent: RecentPosts, index: RowIndex | None) -> None:
-        rows = vectors.posts[recent.rows]
-        self.places: NDArray[np.int64] = np.flatnonzero(rows >= 0)
-        table = vectors.post_vectors[torch.from_numpy(rows[self.places])]
-        metrics = {vectors.source.embeddings.comparator, similarity_metric(vectors.source.embeddings.comparator)}
-        self._tables: Mapping[ComparatorName, Tensor] = {name: COMPARATORS[name].prepare(table) for name in metrics}
+    def __init__(self, vectors: Vectors, recent: RecentPosts, index: RowIndex | None) -> None:
+        self._vectors = vectors
         self._index = index
+        table, has_vector = vectors.of_posts(recent.rows)
+        self.places: NDArray[np.int64] = np.flatnonzero(has_vector)
+        """Of the rows of ``table`` among the recent posts."""
+        self.table = table[torch.from_numpy(self.places)]
 
     def search(self, question: Question, allowed: Flags, k: int) -> tuple[Rows, NDArray[np.float64]]:
         """Places ``[≤ k]`` among the recent posts and their scores, best first; only places that are ``allowed``."""
@@ -101,23 +127,26 @@ class PostSearch:
         if k == 0:
             return np.empty(0, np.int64), np.empty(0)
         hits = self._exact(question, is_allowed, k) if self._index is None else self._near(question, is_allowed, k)
-        best = merge_hits(hits, question.weights, k)
+        best = merge_hits(hits, question.shares, k)
         return self.places[[row for row, _, _ in best]], np.array([score for _, score, _ in best])
 
     def _exact(self, question: Question, is_allowed: Tensor, k: int) -> Hits:
-        scores = self._scores(question, self._tables[question.metric])  # [Q, searched]
-        top = scores.masked_fill_(~is_allowed, -torch.inf).topk(k, dim=1)
+        scores = self._vectors.compare(question, self.table)  # [Q, searched]
+        top = scores.masked_fill(~is_allowed, -torch.inf).topk(k, dim=1)
         return Hits(top.values, top.indices)
 
     def _near(self, question: Question, is_allowed: Tensor, k: int) -> Hits:
         assert self._index is not None
         num_found = min(_OVERSAMPLE * k + int(torch.count_nonzero(~is_allowed)), len(is_allowed))
-        found = self._index.search(question.vectors, num_found).rows
+        found = self._index.search(question.vectors, num_found).rows  # [Q, num_found], -1 for none
         rows, place = torch.unique(found.clamp(min=0), return_inverse=True)
-        scores = self._scores(question, self._tables[question.metric][rows]).gather(1, place)
+        scores = self._vectors.compare(question, self.table[rows]).gather(1, place)
         top = scores.masked_fill((found < 0) | ~is_allowed[found], -torch.inf).sort(dim=1, descending=True)
         return Hits(top.values, found.gather(1, top.indices).masked_fill(top.values.isneginf(), -1))
 
-    def _scores(self, question: Question, table: Tensor) -> Tensor:
-        comparator = COMPARATORS[question.metric]
-        return comparator.pairwise(comparator.prepare(question.vectors.float()), table)
+
+def _taken(table: Tensor, rows: Rows) -> tuple[Tensor, Flags]:
+    """Rows of a table, zeros for -1, and which are not -1."""
+    is_there = rows >= 0
+    vectors = table[torch.from_numpy(np.maximum(rows, 0))]
+    return vectors * torch.from_numpy(is_there).unsqueeze(1), is_there

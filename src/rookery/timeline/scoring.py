@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from rookery.errors import UserError
 from rookery.timeline.config import AuthorDiversity
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 
 def weight_vector(weights: Mapping[str, float], tasks: Sequence[str]) -> Floats:
@@ -27,12 +29,46 @@ def weight_vector(weights: Mapping[str, float], tasks: Sequence[str]) -> Floats:
     return np.array([weights.get(task, 0.0) for task in tasks])
 
 
-def contributions(probabilities: Floats, weights: Floats) -> Floats:
-    """What each task adds to the score ``[n, T]``; ``probabilities`` is ``[n, T]``, ``weights`` ``[T]``."""
-    return probabilities * weights
+@dataclass(frozen=True)
+class Scored:
+    """Posts ``[n]`` and what they are ordered by: ``[n]``, of tasks ``[n, T]``."""
+
+    posts: Rows
+    probabilities: Floats
+    contributions: Floats
+    """Weight times probability."""
+    base: Floats
+    """Their sum."""
+    network: Floats
+    diversity: Floats
+
+    @property
+    def final(self) -> Floats:
+        """``base · network · diversity``."""
+        return self.base * self.network * self.diversity
 
 
-def best_first(scores: Floats) -> NDArray[np.int64]:
+def score(
+    posts: Rows,
+    authors: Rows,
+    probabilities: Floats,
+    weights: Floats,
+    network_factors: Floats,
+    diversity: AuthorDiversity | None,
+) -> Scored:
+    """Score posts ``[n]`` of ``authors [n]`` by ``probabilities [n, T]`` and ``weights [T]``."""
+    contributions = probabilities * weights
+    base = np.zeros(len(posts))
+    for added in contributions.T:  # one task after the other, as anybody would add them up: the same to the last bit
+        base = base + added
+    network = of_positive(base, network_factors)
+    varied = np.ones(len(posts))
+    if diversity is not None:
+        varied = of_positive(base, diversity_factors(base * network, authors, diversity))
+    return Scored(posts, probabilities, contributions, base, network, varied)
+
+
+def best_first(scores: NDArray[np.float64] | NDArray[np.int64]) -> Rows:
     """Places of ``scores [n]`` by falling score; equal ones keep their order."""
     return np.argsort(-scores, kind="stable")
 
@@ -42,7 +78,7 @@ def of_positive(scores: Floats, factors: Floats) -> Floats:
     return np.where(scores < 0, 1.0, factors)
 
 
-def diversity_factors(scores: Floats, authors: NDArray[np.int64], diversity: AuthorDiversity) -> Floats:
+def diversity_factors(scores: Floats, authors: Rows, diversity: AuthorDiversity) -> Floats:
     """``(1 − floor) · decay^n + floor`` ``[P]`` for the n-th post of its author by falling score, n from 0."""
     order = best_first(scores)
     by_author = order[np.argsort(authors[order], kind="stable")]  # authors together, the best post of each first

@@ -6,120 +6,75 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rookery.data.catalog import Catalog
+from rookery.data.engagements import ENGAGEMENTS
+from rookery.errors import UserError
 from rookery.ranker.export import RankerExport
 from rookery.timeline.bundle import Bundle
-from rookery.timeline.candidates import SOURCES, CandidateRows, Candidates, SourceName
+from rookery.timeline.candidates import CandidateRows, Candidates
 from rookery.timeline.config import TimelineConfig
 from rookery.timeline.entities import Entities
 from rookery.timeline.pool import Flags, RecentPosts, Rows
-from rookery.timeline.retrieval import PostSearch, UserVectors
-from rookery.timeline.scorer import Scorer
-from rookery.timeline.scoring import (
-    Floats,
-    best_first,
-    contributions,
-    diversity_factors,
-    of_positive,
-    weight_vector,
+from rookery.timeline.posts import (
+    SOURCES,
+    Candidate,
+    Order,
+    Query,
+    RankedPost,
+    RankQuery,
+    SourceName,
+    TimelinePost,
+    TimelineQuery,
+    Truth,
 )
+from rookery.timeline.retrieval import PostSearch, Vectors
+from rookery.timeline.scorer import Scorer
+from rookery.timeline.scoring import Floats, Scored, best_first, score, weight_vector
 from rookery.twhin.retrieval import Neighbor
 
-Order: TypeAlias = Literal["score", "recency"]
-
 
 @dataclass(frozen=True)
-class Candidate:
-    """A post that may come into a timeline, and what it was retrieved by: minus its age in hours in network, TwHIN's
-    score out of network.
-    """
+class _Task:
+    """A query with the rows that it is about."""
 
-    post_id: str
-    author_id: str
-    source: SourceName
-    retrieval_score: float
-
-
-@dataclass(frozen=True)
-class RankedPost:
-    """A post and why it has its score: ``contributions`` are weight times probability, ``score`` is their sum."""
-
-    post_id: str
-    author_id: str
-    source: SourceName
-    probabilities: dict[str, float]
-    contributions: dict[str, float]
-    score: float
-
-
-@dataclass(frozen=True)
-class TimelinePost(RankedPost):
-    """A post in its place: ``final_score = base_score · network_factor · diversity_factor``.
-
-    ``base_score`` is ``score``.
-    """
-
-    position: int
-    base_score: float
-    diversity_factor: float
-    network_factor: float
-    final_score: float
-    created_at: str
-    """ISO 8601, UTC."""
-    topic: str
-    media: str
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Pairs of user and post with what they are ordered by: ``[n]``, of tasks ``[n, T]``."""
-
+    query: Query
+    user: int
     posts: Rows
     in_network: Flags
-    probabilities: Floats
-    contributions: Floats
-    base: Floats
-    network: Floats
-    diversity: Floats
-
-    @property
-    def final(self) -> Floats:
-        """``base · network · diversity``."""
-        scores: Floats = self.base * self.network * self.diversity
-        return scores
+    weights: Floats
 
 
 class Timeline:
     """Ranks for the users of a catalog, as of its moment. Nothing changes after it was made: threads may share it."""
 
-    def __init__(self, bundle: Bundle, ranker: RankerExport | None = None) -> None:
-        """``ranker`` replaces that of the bundle, for comparison."""
+    def __init__(self, bundle: Bundle, ranker: RankerExport | None = None, truth: Truth | None = None) -> None:
+        """``ranker`` replaces that of the bundle, for comparison; where ``truth`` is given, posts carry it."""
         self.bundle = bundle
         self.catalog: Catalog = bundle.catalog
         self.config: TimelineConfig = bundle.config
+        self._truth = truth
         self._scorer = Scorer(bundle.catalog, ranker or bundle.ranker)
         self.tasks = self._scorer.tasks
         self._weights = weight_vector(self.config.weights_by_task(), self.tasks)
         self.recent = RecentPosts(bundle.catalog, self.config.max_age_hours)
-        self._vectors = UserVectors(bundle.twhin, bundle.catalog, self.config.interests.relation)
-        index = None if bundle.index is None else bundle.index.index
-        search = PostSearch(self._vectors, self.recent, index)
-        self._candidates = Candidates(bundle.catalog, self.config, self.recent, self._vectors, search)
-        self._entities = Entities(bundle.catalog, self._vectors)
+        vectors = Vectors(bundle.twhin, bundle.catalog, self.config.interests)
+        search = PostSearch(vectors, self.recent, None if bundle.index is None else bundle.index.index)
+        self._candidates = Candidates(bundle.catalog, self.config, self.recent, vectors, search)
+        self._entities = Entities(bundle.catalog, vectors)
 
     @classmethod
-    def open(cls, bundle: Path) -> Timeline:
+    def open(cls, bundle: Path, truth: Truth | None = None) -> Timeline:
         """Raises ``DataError`` for what is no bundle, or is damaged."""
-        return cls(Bundle.open(bundle))
+        return cls(Bundle.open(bundle), truth=truth)
 
     @property
     def weights(self) -> dict[str, float]:
         """The weights that are used where none are given."""
-        return dict(zip(self.tasks, self._weights.tolist(), strict=True))
+        return self._by_task(self._weights.tolist())
 
     @property
     def version(self) -> str:
@@ -128,31 +83,26 @@ class Timeline:
 
     def candidates(self, user_id: str) -> list[Candidate]:
         """The posts that the user's timeline is chosen from, in network first. Raises ``UnknownId``."""
-        found = self._candidates.of(self.catalog.user_row(user_id))
-        names = self._names(found.posts, found.in_network)
-        return [Candidate(*each, score) for each, score in zip(names, found.retrieval_scores.tolist(), strict=True)]
+        found = self.candidate_rows(self.catalog.user_row(user_id))
+        authors = self.catalog.user_ids.take(self.catalog.posts.authors[found.posts])
+        rows = zip(
+            self.catalog.post_ids.take(found.posts).to_pylist(),
+            authors.to_pylist(),
+            found.in_network.tolist(),
+            found.retrieval_scores.tolist(),
+            strict=True,
+        )
+        return [Candidate(post, author, _source(inside), score) for post, author, inside, score in rows]
+
+    def candidate_rows(self, user: int, sources: AbstractSet[str] = frozenset(SOURCES)) -> CandidateRows:
+        """``candidates`` of a row of the catalog, as rows."""
+        return self._candidates.of(user, sources)
 
     def rank(
         self, user_id: str, post_ids: Sequence[str], weights: Mapping[str, float] | None = None
     ) -> list[RankedPost]:
         """These posts for this user by falling score, without factors. Raises ``UnknownId`` and ``UserError``."""
-        return self.rank_batch([(user_id, post_ids)], weights)[0]
-
-    def rank_batch(
-        self, requests: Sequence[tuple[str, Sequence[str]]], weights: Mapping[str, float] | None = None
-    ) -> list[list[RankedPost]]:
-        """``rank`` for several users in one pass of the model; ``weights`` hold for all."""
-        chosen = self._weights_of(weights)
-        users = [self.catalog.user_row(user) for user, _ in requests]
-        posts = [np.array([self.catalog.post_row(post) for post in ids], np.int64) for _, ids in requests]
-        lengths = [len(rows) for rows in posts]
-        pairs = np.repeat(np.array(users, np.int64), lengths)
-        probabilities = self._scorer.probabilities(pairs, np.concatenate([np.empty(0, np.int64), *posts]))
-        parts = np.split(probabilities, np.cumsum(lengths)[:-1])
-        return [
-            self._ranked(rows, self._is_followed(user, rows), part, chosen)
-            for user, rows, part in zip(users, posts, parts, strict=True)
-        ]
+        return self._one(RankQuery(user_id, post_ids, weights))
 
     def timeline(
         self,
@@ -168,38 +118,36 @@ class Timeline:
 
         Raises ``UnknownId`` for the user, ``UserError`` for weights of tasks that are not predicted.
         """
-        user = self.catalog.user_row(user_id)
-        scored = self.scored(user, self._candidates.of(user, sources), self._weights_of(weights), diversity=diversity)
-        by = scored.final if order == "score" else self.catalog.posts.created_us[scored.posts].astype(np.float64)
-        return self._placed(scored, best_first(by)[:k])
+        posts = self._one(TimelineQuery(user_id, k, weights, sources, diversity, order))
+        return [post for post in posts if isinstance(post, TimelinePost)]
 
-    def scored(self, user: int, found: CandidateRows, weights: Floats, *, diversity: bool = True) -> Scored:
+    def answer(self, queries: Sequence[Query]) -> list[list[RankedPost] | UserError]:
+        """The posts of each query (``TimelinePost`` of a ``TimelineQuery``), in one pass of the model.
+
+        A query with an unknown id or a wrong weight has its error in its place, and leaves the others alone.
+        """
+        tasks = [self._task(query) for query in queries]
+        asked = [task for task in tasks if isinstance(task, _Task)]
+        lengths = [len(task.posts) for task in asked]
+        users = np.repeat(np.array([task.user for task in asked], np.int64), lengths)
+        probabilities = self._scorer.probabilities(users, np.concatenate([_NONE, *(task.posts for task in asked)]))
+        parts = iter(np.split(probabilities, np.cumsum(lengths)[:-1]))
+        return [self._answer(task, next(parts)) if isinstance(task, _Task) else task for task in tasks]
+
+    def scored(self, user: int, found: CandidateRows, weights: Floats) -> Scored:
         """Candidates of a user (a row) with probabilities, contributions and factors, in their order."""
-        users = np.full(len(found.posts), user)
-        probabilities = self._scorer.probabilities(users, found.posts)
-        added = contributions(probabilities, weights)
-        base = added.sum(1)
-        factor = np.where(found.in_network, 1.0, self.config.out_of_network_factor)
-        network = of_positive(base, factor)
-        repeats = np.ones(len(base))
-        if diversity:
-            authors = self.catalog.posts.authors[found.posts]
-            repeats = of_positive(base, diversity_factors(base * network, authors, self.config.author_diversity))
-        return Scored(found.posts, found.in_network, probabilities, added, base, network, repeats)
-
-    def candidate_rows(self, user: int) -> CandidateRows:
-        """``candidates`` of a row of the catalog, as rows."""
-        return self._candidates.of(user)
+        probabilities = self._scorer.probabilities(np.full(len(found.posts), user), found.posts)
+        return self._score(found.posts, found.in_network, probabilities, weights, diversity=True)
 
     def neighbors(self, user_id: str, k: int) -> list[Neighbor]:
         """Users most like this one by TwHIN; none if it has no vector. Raises ``UnknownId``."""
         self.catalog.user_row(user_id)
-        return self._entities.alike(self._vectors.user_type, user_id, k)
+        return self._entities.similar_users(user_id, k)
 
     def similar(self, post_id: str, k: int) -> list[Neighbor]:
         """Posts most like this one by TwHIN, of any age; none if it has no vector. Raises ``UnknownId``."""
         self.catalog.post_row(post_id)
-        return self._entities.alike(self._vectors.post_type, post_id, k)
+        return self._entities.similar_posts(post_id, k)
 
     def users(self, prefix: str = "", limit: int = 20) -> list[dict[str, Any]]:
         """Users whose ids begin with ``prefix``, those first who were shown most."""
@@ -213,55 +161,90 @@ class Timeline:
         """What is known of a post. Raises ``UnknownId``."""
         return self._entities.post(self.catalog.post_row(post_id))
 
-    def _weights_of(self, weights: Mapping[str, float] | None) -> Floats:
-        return self._weights if weights is None else weight_vector(weights, self.tasks)
+    def _one(self, query: Query) -> list[RankedPost]:
+        [posts] = self.answer([query])
+        if isinstance(posts, UserError):
+            raise posts
+        return posts
 
-    def _is_followed(self, user: int, posts: Rows) -> Flags:
-        return np.isin(self.catalog.posts.authors[posts], self.catalog.followed(user))
+    def _task(self, query: Query) -> _Task | UserError:
+        try:
+            weights = self._weights if query.weights is None else weight_vector(query.weights, self.tasks)
+            user = self.catalog.user_row(query.user_id)
+            if isinstance(query, TimelineQuery):
+                found = self.candidate_rows(user, query.sources)
+                posts, in_network = found.posts, found.in_network
+            else:
+                posts = np.array([self.catalog.post_row(post) for post in query.post_ids], np.int64)
+                in_network = np.isin(self.catalog.posts.authors[posts], self.catalog.followed(user))
+        except UserError as error:
+            return error
+        # Sorts are stable, so of equal posts the one whose id comes first stands first.
+        by_id = np.argsort(self.catalog.post_ids.take(posts).to_numpy(zero_copy_only=False), kind="stable")
+        return _Task(query, user, posts[by_id], in_network[by_id], weights)
 
-    def _names(self, posts: Rows, in_network: Flags) -> list[tuple[str, str, SourceName]]:
-        post_ids = self.catalog.post_ids.take(posts).to_pylist()
-        author_ids = self.catalog.user_ids.take(self.catalog.posts.authors[posts]).to_pylist()
-        sources = [SOURCES[0] if inside else SOURCES[1] for inside in in_network.tolist()]
-        return list(zip(post_ids, author_ids, sources, strict=True))
-
-    def _ranked(self, posts: Rows, in_network: Flags, probabilities: Floats, weights: Floats) -> list[RankedPost]:
-        added = contributions(probabilities, weights)
-        scores = added.sum(1)
-        order = best_first(scores)
+    def _answer(self, task: _Task, probabilities: Floats) -> list[RankedPost]:
+        query = task.query
+        diversity = isinstance(query, TimelineQuery) and query.diversity
+        scored = self._score(task.posts, task.in_network, probabilities, task.weights, diversity=diversity)
+        if isinstance(query, RankQuery):
+            order = best_first(scored.base)
+            return [RankedPost(**facts) for facts in self._explained(task.user, scored, order)]
+        created_us = self.catalog.posts.created_us[task.posts]
+        order = best_first(scored.final if query.order == "score" else created_us)[: query.k]
         rows = zip(
-            self._names(posts[order], in_network[order]),
-            probabilities[order].tolist(),
-            added[order].tolist(),
-            scores[order].tolist(),
+            self._explained(task.user, scored, order),
+            *(column[order].tolist() for column in (scored.network, scored.diversity, scored.final)),
             strict=True,
         )
         return [
-            RankedPost(*names, self._by_task(chances), self._by_task(parts), score)
-            for names, chances, parts, score in rows
+            TimelinePost(
+                **facts,
+                position=position,
+                base_score=facts["score"],
+                network_factor=network,
+                diversity_factor=varied,
+                final_score=final,
+            )
+            for position, (facts, network, varied, final) in enumerate(rows)
         ]
 
-    def _placed(self, scored: Scored, order: Rows) -> list[TimelinePost]:
-        names = self._names(scored.posts[order], scored.in_network[order])
-        facts = [self._entities.facts(row) for row in scored.posts[order].tolist()]
-        final = scored.final
-        return [
-            TimelinePost(
-                *names[position],
-                self._by_task(scored.probabilities[place].tolist()),
-                self._by_task(scored.contributions[place].tolist()),
-                score=float(scored.base[place]),
-                position=position,
-                base_score=float(scored.base[place]),
-                diversity_factor=float(scored.diversity[place]),
-                network_factor=float(scored.network[place]),
-                final_score=float(final[place]),
-                created_at=facts[position]["created_at"],
-                topic=facts[position]["topic"],
-                media=facts[position]["media"],
-            )
-            for position, place in enumerate(order.tolist())
-        ]
+    def _score(
+        self, posts: Rows, in_network: Flags, probabilities: Floats, weights: Floats, *, diversity: bool
+    ) -> Scored:
+        authors = self.catalog.posts.authors[posts]
+        factor = self.config.out_of_network_factor
+        varied = self.config.author_diversity if diversity else None
+        return score(posts, authors, probabilities, weights, np.where(in_network, 1.0, factor), varied)
+
+    def _explained(self, user: int, scored: Scored, order: Rows) -> list[dict[str, Any]]:
+        """The fields of ``RankedPost`` for the posts at these places."""
+        posts = scored.posts[order]
+        authors = self.catalog.posts.authors[posts]
+        columns = {
+            "post_id": self.catalog.post_ids.take(posts).to_pylist(),
+            "author_id": self.catalog.user_ids.take(authors).to_pylist(),
+            "source": [_source(inside) for inside in np.isin(authors, self.catalog.followed(user)).tolist()],
+            "probabilities": [self._by_task(row) for row in scored.probabilities[order].tolist()],
+            "contributions": [self._by_task(row) for row in scored.contributions[order].tolist()],
+            "score": scored.base[order].tolist(),
+            "true_probabilities": self._true(user, posts),
+            **self._entities.facts(posts),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _true(self, user: int, posts: Rows) -> list[dict[str, float]] | list[None]:
+        if self._truth is None or not len(posts):
+            return [None] * len(posts)
+        known = self._truth(np.full(len(posts), user), posts, np.full(len(posts), self.catalog.now_us))
+        return [dict(zip(ENGAGEMENTS, row, strict=True)) for row in known.tolist()]
 
     def _by_task(self, values: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.tasks, values, strict=True))
+
+
+def _source(in_network: bool) -> SourceName:
+    return "in_network" if in_network else "out_of_network"
+
+
+_NONE: Rows = np.empty(0, np.int64)
