@@ -1,4 +1,4 @@
-"""``rookery twhin train`` and ``rookery demo`` in this process: what they say of a bad start, and how they end."""
+"""``rookery twhin train`` in this process: what it says of a bad start, and how it ends."""
 
 from __future__ import annotations
 
@@ -78,16 +78,3 @@ def test_only_ctrl_c_is_no_success(
     found, out, _ = run(capsys, monkeypatch, "twhin", "train", config, "--json")
     assert found == code
     assert json.loads(out)["signal"] == result.signal
-
-
-def test_an_interrupted_demo_measures_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("rookery.twhin.demo.write_planted", lambda *_, **__: None)
-    monkeypatch.setattr("rookery.twhin.demo.load_config", lambda *_: None)
-    monkeypatch.setattr("rookery.twhin.demo.ingest", lambda *_, **__: None)
-    monkeypatch.setattr("rookery.twhin.demo.initial_config", lambda *_: "")
-    monkeypatch.setattr("rookery.twhin.demo.train_twhin", lambda *_: stopped("interrupted", "SIGINT"))
-    (tmp_path / "demo").mkdir()
-    code, out, _ = run(capsys, monkeypatch, "demo", "--folder", tmp_path / "demo")
-    assert (code, out) == (130, "")
