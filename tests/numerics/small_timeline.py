@@ -41,8 +41,10 @@ def small_catalog(seed: int = 0, num_posts: int = NUM_POSTS) -> Catalog:
     """Posts of the last four days; about five follows, ten seen posts, one muted author a user."""
     rng = np.random.default_rng(seed)
     follows = _pairs(rng, 5 * NUM_USERS, NUM_USERS, without=LONELY)
+    authors = rng.integers(0, NUM_USERS, num_posts)
+    authors[::50] = MISSING  # of these neither post nor author has a vector
     posts = Posts(
-        authors=rng.integers(0, NUM_USERS, num_posts),
+        authors=authors,
         topics=rng.integers(0, NUM_TOPICS, num_posts).astype(np.int16),
         media=rng.integers(0, 3, num_posts).astype(np.int8),
         lengths=rng.integers(1, 280, num_posts).astype(np.int16),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rookery.errors import UserError
 from rookery.timeline.config import AuthorDiversity
-from rookery.timeline.scoring import best_first, contributions, diversity_factors, of_positive, weight_vector
+from rookery.timeline.scoring import best_first, diversity_factors, of_positive, score, weight_vector
 
 SCORES = st.floats(-50, 50, allow_nan=False)
 
@@ -69,13 +69,22 @@ def test_no_factor_raises_a_post(drawn):
     assert (final <= np.maximum(scores, 0) + np.minimum(scores, 0)).all()
 
 
-def test_contributions_are_weights_times_probabilities():
-    generator = np.random.default_rng(0)
-    probabilities, weights = generator.random((7, 3)), np.array([0.5, 0.0, -74.0])
-    found = contributions(probabilities, weights)
-    for post in range(7):
-        for task in range(3):
-            assert found[post, task] == weights[task] * probabilities[post, task]
+@given(posts(), st.integers(0, 2**31))
+def test_a_score_is_the_weighted_sum_times_its_factors(drawn, seed):
+    authors, diversity = np.array(drawn[1], np.int64), drawn[2]
+    generator = np.random.default_rng(seed)
+    num_posts = len(authors)
+    probabilities, weights = generator.random((num_posts, 3)), np.array([0.5, 13.5, -20.0])
+    factors = np.where(generator.random(num_posts) < 0.5, 1.0, 0.75)
+    found = score(np.arange(num_posts), authors, probabilities, weights, factors, diversity)
+    bases = [sum(weights[task] * probabilities[post, task] for task in range(3)) for post in range(num_posts)]
+    networked = [base * (factor if base >= 0 else 1.0) for base, factor in zip(bases, factors, strict=True)]
+    np.testing.assert_array_equal(found.base, bases)
+    np.testing.assert_array_equal(found.contributions.sum(0), (probabilities * weights).sum(0))
+    np.testing.assert_allclose(found.base * found.network, networked, rtol=1e-15)
+    chosen = greedy(networked, drawn[1], diversity)
+    np.testing.assert_allclose(found.final[best_first(found.final)], [worth for _, worth in chosen], rtol=1e-12)
+    assert (score(found.posts, authors, probabilities, weights, factors, None).diversity == 1).all()
 
 
 def test_weights_stand_in_the_order_of_the_tasks():
