@@ -12,23 +12,27 @@ DEV := .venv/installed-dev-$(ACCELERATOR)
 INSTALL_INPUTS := pyproject.toml $(wildcard requirements/*.txt) scripts/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check bench clean
+.PHONY: help demo dev test test-browser check bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  ACCELERATOR=cpu|cuda   build of torch to install (now $(ACCELERATOR))"
 	@echo "  TORCH_INDEX_URL=...    where pip may also look for torch"
 	@echo "  BENCH='NAME ...'       benchmarks to run, by the name of their script"
 	@echo "  PYTHON=...             interpreter, 3.10 or later (now $(PYTHON))"
 
-demo: $(BASE) ## train on a small generated graph and show what was learned
+demo: $(BASE) ## a simulated society, both models, and its timelines against the truth
 	$(BIN)/rookery demo
 
 dev: $(DEV) ## the environment with everything that tests and checks need
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest
+
+test-browser: $(DEV) ## the page in a headless Chromium; screenshots go to build/screenshots
+	scripts/browser
+	$(BIN)/python -m pytest tests/browser
 
 check: $(DEV) ## style, types, import contracts
 	scripts/check

@@ -92,14 +92,13 @@ def _planted(
     p_inside: Annotated[float, typer.Option(help="How often an edge stays in its user's community.")] = 0.9,
     tail: Annotated[float, typer.Option(help="Zipf exponent of activity by rank; 0 makes all equal.")] = 0.7,
     seed: Annotated[int, typer.Option()] = 0,
-    num_impressions: Annotated[int, typer.Option(help="Rows of an impression log for `rookery ranker`.")] = 0,
     overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Generate a graph of users and items in planted communities, with the truth beside it."""
     from rookery.data.planted import PlantedConfig, write_planted
 
-    config = PlantedConfig(num_users, num_items, num_communities, num_edges, p_inside, tail, seed, num_impressions)
+    config = PlantedConfig(num_users, num_items, num_communities, num_edges, p_inside, tail, seed)
     written = write_planted(config, out, overwrite=overwrite)
     result = {"path": out, "num_edges": {"edges": written}, "config": config}
     emit(result, as_json, lambda: _render(result))

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rookery.data.adapters.edge_lists import MAPPING
-from rookery.data.planted_impressions import draw_impressions
 from rookery.data.staging import staged
 from rookery.errors import DataError
 
@@ -50,8 +49,6 @@ class PlantedConfig:
     p_inside: float = 0.9
     tail: float = 0.7
     seed: int = 0
-    num_impressions: int = 0
-    """Rows of an impression log beside the edges; 0: none is written."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,8 @@ class Population:
 def write_planted(config: PlantedConfig, out: Path, *, overwrite: bool = False) -> int:
     """Write edges.tsv, truth.parquet and ingest.yaml to ``out``; returns the number of edges.
 
-    truth.parquet: entity_type and id (strings), community (int64), activity (float64, sums to 1 a type). With
-    ``num_impressions`` also impressions.parquet and impression_truth.parquet, the true probabilities of its rows. The
-    same config gives the same bytes. Raises ``DataError`` for sizes that cannot be.
+    truth.parquet: entity_type and id (strings), community (int64), activity (float64, sums to 1 a type). The same
+    config gives the same bytes. Raises ``DataError`` for sizes that cannot be.
     """
     _check(config)
     rng = np.random.default_rng(config.seed)
@@ -91,17 +87,9 @@ def write_planted(config: PlantedConfig, out: Path, *, overwrite: bool = False) 
         "item": _populate(rng, config.num_items, config),
     }
     edges = _draw_edges(rng, config, populations)
-    impressions = (
-        draw_impressions(rng, populations["user"], populations["item"], config.num_impressions)
-        if config.num_impressions
-        else None
-    )
     with staged(out, overwrite=overwrite, marker=MAPPING) as staging:
         _write_tsv(edges, staging.folder / "edges.tsv")
         pq.write_table(_truth(populations), staging.folder / "truth.parquet")
-        if impressions is not None:
-            pq.write_table(impressions.log, staging.folder / "impressions.parquet", row_group_size=65_536)
-            pq.write_table(impressions.truth, staging.folder / "impression_truth.parquet")
         (staging.folder / MAPPING).write_text(_MAPPING, encoding="utf-8")
     return len(edges)
 
@@ -112,8 +100,6 @@ def _check(config: PlantedConfig) -> None:
         raise DataError(f"num_communities={config.num_communities}: must be from 1 to {smallest}, one entity each")
     if not 0 <= config.p_inside <= 1:
         raise DataError(f"p_inside={config.p_inside:g}: must be a probability, from 0 to 1")
-    if config.num_impressions < 0:
-        raise DataError(f"num_impressions={config.num_impressions}: must be at least 0")
     if config.num_edges < 1:
         raise DataError(f"num_edges={config.num_edges}: must be at least 1")
 
