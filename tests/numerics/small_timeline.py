@@ -135,7 +135,7 @@ def write_small_ranker(out: Path, catalog: Catalog, twhin: Path | None, seed: in
     generator = torch.Generator().manual_seed(seed)
     for key, tensor in model.tensors().items():
         if tensor.is_floating_point():
-            drawn = torch.randn(tensor.shape, generator=generator) * 0.3
+            drawn = torch.randn(tensor.shape, generator=generator) * 0.15
             tensor.copy_(drawn.abs() + 0.5 if key.endswith("running_var") else drawn)
     loaded = LoadedRun(folder, run, 5, model.eval(), preprocessor)
     write_ranker(loaded, out, "torch", read_proof_rows(loaded, None), overwrite=False)
@@ -158,7 +158,7 @@ def _settings(log: Path, save_dir: Path, twhin: Path | None) -> dict[str, Any]:
     ]
     return {
         "training": {"save_dir": str(save_dir), "num_train_steps": 1},
-        "labels": {task: {} for task in reversed(ENGAGEMENTS)},
+        "labels": {task: {} for task in ENGAGEMENTS},
         "keys": {"user": "user_id", "item": "post_id", "position": "position"},
         "features": {
             "continuous": [{"name": "post_age_hours"}, {"name": "post_favorite_rate"}, {"name": "user_impressions"}],
@@ -173,7 +173,7 @@ def _settings(log: Path, save_dir: Path, twhin: Path | None) -> dict[str, Any]:
         },
         "train_data": {"inputs": [str(log)], "batch_size": 64},
         "validation_data": {"valid": {"inputs": [str(log)]}},
-        "model": {"backbone": {"mlp_config": {"layer_sizes": [16]}}, "tasks": dict.fromkeys(ENGAGEMENTS, tower)},
+        "model": {"backbone": {"mlp_config": {"layer_sizes": [16]}}, "tasks": dict.fromkeys(reversed(ENGAGEMENTS), tower)},
         "optimizer": {"adam": {}, "single_task_learning_rate": {"constant": 0.01}},
     }
 
