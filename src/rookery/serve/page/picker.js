@@ -48,7 +48,7 @@ export function makePicker(choose, fail) {
     }
     list.replaceChildren(...(state.users.length ? state.users.map(option) : [nobody(box.value)]));
     open(document.activeElement === box);
-    if (state.users.length && box.value !== state.chosen) activate(0);
+    activate(state.users.length && box.value !== state.chosen ? 0 : -1);
   };
   const option = (user, place) =>
     element(

@@ -34,7 +34,7 @@ export function makeCard(post, config, { point, opened }) {
       "div",
       { class: "about" },
       element("span", { class: "place" }),
-      element("h3", {}, post.author_id, " ", element("small", {}, post.post_id)),
+      element("h2", {}, post.author_id, " ", element("small", {}, post.post_id)),
       element("p", { class: "score" }),
       factsOf(post, config),
     ),
