@@ -21,7 +21,7 @@ from rookery.config.loader import load_config
 from rookery.errors import DataError, UnknownId, UserError
 from rookery.serve.config import ServeConfig
 from rookery.serve.run import serve
-from rookery.serve.served import Query, RankQuery
+from rookery.timeline.posts import Query, RankQuery
 
 NUM_USERS, NUM_POSTS = 50, 3_000
 TASKS = ("is_favorited", "is_replied", "is_reported")
@@ -196,7 +196,7 @@ def say(address: str) -> None:
 
 def main() -> None:
     config = load_config(ServeConfig, Path(sys.argv[2])) if len(sys.argv) > 2 else ServeConfig(port=0)
-    serve(Path(sys.argv[1]), config, os.environ, say, open_fake)
+    serve(Path(sys.argv[1]), open_fake, config, os.environ, say)
 
 
 if __name__ == "__main__":

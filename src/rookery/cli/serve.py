@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rookery.cli.output import progress_console
 from rookery.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from rookery.serve.served import Opener
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +37,9 @@ def _serve(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the token that requests carry; or set ROOKERY_TOKEN.")
     ] = None,
+    world: Annotated[
+        Path | None, typer.Option(help="The simulated world that RUN is of: posts then carry their true probabilities.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with limits, batching and times.")] = None,
 ) -> None:
     """Serve the timelines of a bundle, with a page to look at them, until Ctrl-C or SIGTERM."""
@@ -50,7 +56,29 @@ def _serve(
     else:
         settings = load_config(ServeConfig, config, flags=[f"{name}={value}" for name, value in given.items()])
     keep_freed_memory()
-    serve(run, settings, os.environ, lambda address: progress_console.print(f"serving {run} at {address}"))
+    serve(
+        run, _opener(world), settings, os.environ, lambda address: progress_console.print(f"serving {run} at {address}")
+    )
+
+
+def _opener(folder: Path | None) -> Opener:
+    """Opens bundles; of a simulated world, with its truth."""
+    from rookery.serve.bundle_timeline import BundleTimeline, open_bundle, warmed_up
+    from rookery.timeline.bundle import Bundle
+    from rookery.timeline.timeline import Timeline
+
+    if folder is None:
+        return open_bundle
+    from rookery.world.world import World
+
+    world = World.open(folder)
+
+    def open_with_truth(bundle: Path) -> BundleTimeline:
+        opened = Bundle.open(bundle)
+        opened.require_catalog_of(world.catalog, folder)
+        return warmed_up(Timeline(opened, truth=world.true_probabilities))
+
+    return open_with_truth
 
 
 def _require_packages() -> None:

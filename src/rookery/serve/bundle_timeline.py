@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rookery.errors import UserError
-from rookery.serve.served import Query, RankQuery
 from rookery.timeline.config import WEIGHT_PRESETS
+from rookery.timeline.posts import Query, RankQuery, TimelineQuery
 from rookery.timeline.timeline import Timeline
 
 _MAP_DIGITS = 4
@@ -23,6 +22,7 @@ class BundleTimeline:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self.version, self.tasks, self.weights = timeline.version, timeline.tasks, timeline.weights
+        self.answer = timeline.answer
         self.candidates, self.users, self.user = timeline.candidates, timeline.users, timeline.user
         self.neighbors, self.similar = timeline.neighbors, timeline.similar
 
@@ -31,10 +31,6 @@ class BundleTimeline:
         if isinstance(query, RankQuery):
             return len(query.post_ids)
         return self._timeline.config.num_in_network + self._timeline.config.num_out_of_network
-
-    def answer(self, queries: Sequence[Query]) -> Sequence[Sequence[object] | UserError]:
-        """The posts of each query, or what is wrong with it."""
-        return [self._answer_one(query) for query in queries]
 
     def describe(self) -> Mapping[str, Any]:
         """Tasks, weights and factors."""
@@ -64,31 +60,17 @@ class BundleTimeline:
         """What was attached to the bundle."""
         return self._timeline.bundle.metrics() or {}
 
-    def _answer_one(self, query: Query) -> Sequence[object] | UserError:
-        try:
-            if isinstance(query, RankQuery):
-                return self._timeline.rank(query.user_id, query.post_ids, query.weights)
-            return self._timeline.timeline(
-                query.user_id,
-                query.k,
-                weights=query.weights,
-                sources=query.sources,
-                diversity=query.diversity,
-                order=query.order,
-            )
-        except UserError as error:
-            return error
-
 
 def open_bundle(bundle: Path) -> BundleTimeline:
-    """Open a bundle and put one timeline together, so that one which cannot rank is found before anybody asks.
+    """What a bundle holds. Raises ``DataError`` for what is none, or is damaged."""
+    return warmed_up(Timeline.open(bundle))
 
-    Raises ``DataError`` for what is no bundle or a damaged one.
-    """
-    opened = BundleTimeline(Timeline.open(bundle))
-    for user in opened.users("", 1):
-        opened.candidates(user["id"])
-    return opened
+
+def warmed_up(timeline: Timeline) -> BundleTimeline:
+    """Ready to answer; a timeline that cannot rank is found before anybody asks."""
+    first = timeline.users("", 1)
+    timeline.answer([TimelineQuery(user["id"], k=1) for user in first])
+    return BundleTimeline(timeline)
 
 
 def _columns(points: pa.Table) -> dict[str, list[Any]]:

@@ -17,6 +17,7 @@ from rookery.errors import UnknownId, UserError
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
+_MAX_KEY_LENGTH = 64
 
 _CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed"}
 
@@ -98,6 +99,11 @@ def install_failures(app: FastAPI) -> None:
 def _sentence(error: RequestValidationError) -> str:
     """Where and what; never the value, which may be anything."""
     found = error.errors()
-    listed = [f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in found[:_MAX_LISTED]]
+    listed = [f"{_place(each['loc'])}: {each['msg']}" for each in found[:_MAX_LISTED]]
     more = len(found) - len(listed)
     return "; ".join(listed) + (f"; and {more} more" if more else "")
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """Keys may be as long as a body."""
+    return ".".join(str(key)[:_MAX_KEY_LENGTH] for key in location[1:]) or "body"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from rookery.timeline.posts import SOURCES, Order, SourceName
 
 MAX_CANDIDATES = 2_000
 """Posts that one request may have ranked."""
@@ -12,9 +14,15 @@ MAX_CANDIDATES = 2_000
 MAX_K = 100
 """Posts of a timeline, neighbours, users of a list."""
 
+
+def _whole(value: Any) -> Any:
+    """To JSON Schema ``20.0`` is an integer; strict validation would refuse it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+K = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_K)]
+Limit = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_CANDIDATES)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
-Source = Literal["in_network", "out_of_network"]
-Order = Literal["score", "recency"]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Weights = Annotated[
     dict[str, Weight],
@@ -49,7 +57,7 @@ class CandidatesRequest(BaseModel):
     model_config = _request({"user_id": "user_17", "limit": 100})
 
     user_id: Id
-    limit: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES, description="The first so many; all if left out.")
+    limit: Limit | None = Field(default=None, description="The first so many; all if left out.")
 
 
 class RankRequest(BaseModel):
@@ -70,9 +78,9 @@ class TimelineRequest(BaseModel):
     model_config = _request({"user_id": "user_17", "k": 20, "sources": ["in_network"], "order": "score"})
 
     user_id: Id
-    k: int = Field(ge=1, le=MAX_K)
+    k: K
     weights: Weights | None = Field(default=None, description="The bundle's own if left out.")
-    sources: list[Source] = Field(default=["in_network", "out_of_network"], min_length=1, max_length=2)
+    sources: list[SourceName] = Field(default=list(SOURCES), min_length=1, max_length=2)
     diversity: bool = Field(default=True, description="Whether further posts of an author count less.")
     order: Order = "score"
 
@@ -83,7 +91,7 @@ class NeighborsRequest(BaseModel):
     model_config = _request({"user_id": "user_17", "k": 10})
 
     user_id: Id
-    k: int = Field(ge=1, le=MAX_K)
+    k: K
 
 
 class SimilarRequest(BaseModel):
@@ -92,7 +100,16 @@ class SimilarRequest(BaseModel):
     model_config = _request({"post_id": "post_204", "k": 10})
 
     post_id: Id
-    k: int = Field(ge=1, le=MAX_K)
+    k: K
+
+
+class UsersQuery(BaseModel):
+    """Which users to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prefix: str = Field(default="", max_length=256, description="How their ids begin.")
+    limit: int = Field(default=20, ge=1, le=MAX_K)
 
 
 class Candidate(BaseModel):
@@ -100,7 +117,7 @@ class Candidate(BaseModel):
 
     post_id: str
     author_id: str
-    source: Source
+    source: SourceName
     retrieval_score: float
 
 
@@ -125,13 +142,16 @@ class RankedPost(BaseModel):
 
     post_id: str
     author_id: str
-    source: Source
+    source: SourceName
     probabilities: dict[str, float] = Field(description="Of each engagement.")
     contributions: dict[str, float] = Field(description="Weight times probability of each engagement.")
     score: float = Field(description="The sum of the contributions.")
     created_at: str
     topic: str
     media: Literal["none", "image", "video"]
+    true_probabilities: dict[str, float] | None = Field(
+        default=None, description="Where the truth is known, in a simulated world; else absent."
+    )
 
 
 class RankResponse(BaseModel):
@@ -217,7 +237,9 @@ class User(BaseModel):
 
 
 class UsersResponse(BaseModel):
-    """Users in the order of the catalog."""
+    """Users, those who were shown most first."""
+
+    model_config = _response({"users": [{"id": "user_17", "favorites": 41, "following": 12, "followers": 30}]})
 
     users: list[User]
 

@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from rookery.serve.failures import ErrorResponse
 from rookery.serve.messages import (
-    MAX_K,
     CandidatesRequest,
     CandidatesResponse,
     ConfigResponse,
@@ -26,10 +25,12 @@ from rookery.serve.messages import (
     TimelineRequest,
     TimelineResponse,
     User,
+    UsersQuery,
     UsersResponse,
 )
-from rookery.serve.served import RankQuery, Served, TimelineQuery
+from rookery.serve.served import Served
 from rookery.serve.service import Service
+from rookery.timeline.posts import RankQuery, TimelineQuery
 
 _REFUSALS = {
     401: "The token is missing or wrong.",
@@ -127,12 +128,9 @@ def _add_lookups(router: APIRouter, service: Service) -> None:
         )
 
     @router.get("/users", response_model=UsersResponse, responses=_refusals())
-    async def users(
-        prefix: Annotated[str, Query(max_length=256, description="How their ids begin.")] = "",
-        limit: Annotated[int, Query(ge=1, le=MAX_K)] = 20,
-    ) -> Response:
+    async def users(query: Annotated[UsersQuery, Query()]) -> Response:
         """Users by the beginning of their ids."""
-        return await _look_up(service, lambda served: {"users": served.users(prefix, limit)})
+        return await _look_up(service, lambda served: {"users": served.users(query.prefix, query.limit)})
 
     @router.get("/users/{user_id}", response_model=User, responses=_refusals(_UNKNOWN))
     async def user(user_id: Annotated[str, Path(min_length=1, max_length=256, examples=["user_17"])]) -> Response:
@@ -167,7 +165,7 @@ def _milliseconds_since(start: float) -> float:
 
 
 def _json(value: Any) -> bytes:
-    return to_json(value, inf_nan_mode="null")
+    return to_json(value, inf_nan_mode="null", exclude_none=True)
 
 
 def _answer(body: bytes) -> Response:

@@ -9,7 +9,6 @@ from pathlib import Path
 from rookery.errors import RookeryError
 from rookery.serve.app import create_app
 from rookery.serve.bundle import BundleHolder
-from rookery.serve.bundle_timeline import open_bundle
 from rookery.serve.config import ServeConfig
 from rookery.serve.lifecycle import Lifecycle
 from rookery.serve.served import Opener, Served
@@ -19,12 +18,12 @@ from rookery.serve.token import find_token
 
 def serve(
     bundle: Path,
+    opener: Opener,
     config: ServeConfig,
     environment: Mapping[str, str],
     notify: Callable[[str], None],
-    opener: Opener = open_bundle,
 ) -> None:
-    """Serve ``bundle`` until SIGTERM or Ctrl-C, and return once all that was under way is answered.
+    """Serve what ``opener`` makes of ``bundle`` until SIGTERM or Ctrl-C, and return once all that came is answered.
 
     ``notify`` is told the address. Raises ``ConfigError`` where the token is missing or unfit, what ``opener`` raises
     for the bundle, ``RookeryError`` where the address cannot be listened at.

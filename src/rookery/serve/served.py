@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from rookery.errors import UserError
-from rookery.serve.messages import Order
-
-
-@dataclass(frozen=True)
-class RankQuery:
-    """Posts to rank for a user; ``weights`` None: the bundle's own."""
-
-    user_id: str
-    post_ids: Sequence[str]
-    weights: Mapping[str, float] | None
-
-
-@dataclass(frozen=True)
-class TimelineQuery:
-    """A timeline to put together."""
-
-    user_id: str
-    k: int
-    weights: Mapping[str, float] | None
-    sources: frozenset[str]
-    diversity: bool
-    order: Order
-
-
-Query = RankQuery | TimelineQuery
+from rookery.timeline.posts import Query
 
 
 class Served(Protocol):
     """What answers requests. Lookups and ``answer`` may run at the same time in several threads.
 
-    Posts, candidates and neighbours are dataclasses with the fields of ``messages``. Unknown ids raise ``UnknownId``.
+    Posts, candidates and neighbours are dataclasses with the fields of ``messages``; what is None there is left out.
+    Unknown ids raise ``UnknownId``.
     """
 
     @property

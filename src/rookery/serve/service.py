@@ -15,7 +15,8 @@ from rookery.serve.bundle import BundleHolder, keep_reloading
 from rookery.serve.config import ServeConfig
 from rookery.serve.failures import Refused
 from rookery.serve.metrics import ServiceMetrics
-from rookery.serve.served import Query, Served
+from rookery.serve.served import Served
+from rookery.timeline.posts import Query
 
 Result = TypeVar("Result")
 
