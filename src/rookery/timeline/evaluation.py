@@ -215,10 +215,12 @@ def _mean(values: Iterable[float]) -> float:
 
 def _compared(values: Sequence[Mapping[str, float]], seed: int) -> list[PolicyValue]:
     """The same users are drawn for all policies, so that the share of the oracle is one of the same users."""
-    names = [name for name in POLICIES if values and name in values[0]]
+    if not values:
+        return []
+    names = [name for name in POLICIES if name in values[0]]
     table = torch.tensor([[each[name] for name in names] for each in values], dtype=torch.float64)  # [users, policies]
     weightings = torch.cat(list(Resampling(len(values), _NUM_BOOTSTRAP, seed).chunks(_NUM_BOOTSTRAP + 1)), dim=1)
-    means = weightings.T @ table / max(1, len(values))  # [1 + replicates, policies]
+    means = weightings.T @ table / len(values)  # [1 + replicates, policies]
     shares = means / means[:, -1:]
     return [
         PolicyValue(

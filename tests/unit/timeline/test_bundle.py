@@ -1,0 +1,173 @@
+"""A bundle is whole, or it is not there and not opened."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_timeline import NUM_POSTS, NUM_USERS, small_catalog, write_small_ranker
+
+from rookery.config.loader import parse_config
+from rookery.data.catalog import Catalog
+from rookery.errors import DataError, UserError
+from rookery.timeline.bundle import Bundle, attach_metrics, build_bundle, read_manifest
+from rookery.timeline.config import TimelineConfig
+from rookery.timeline.timeline import Timeline
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def test_the_manifest_says_what_is_in_it(bundle, parts):
+    manifest = read_manifest(bundle)
+    on_disk = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()}
+    assert on_disk == set(manifest.files) | {"bundle.json"}
+    assert manifest.made_of == {"catalog": str(parts.catalog), "ranker": str(parts.ranker), "twhin": str(parts.twhin)}
+    assert (manifest.num_users, manifest.num_posts) == (NUM_USERS, NUM_POSTS)
+    assert manifest.num_users_with_vector == NUM_USERS - 1
+    assert manifest.now == "2023-11-15T00:00:00+00:00"
+    recent = Timeline.open(bundle).recent
+    assert manifest.num_recent_posts == len(recent)
+    assert manifest.num_recent_posts_with_vector == np.count_nonzero(recent.rows % 10)
+
+
+def test_the_version_is_that_of_the_files(bundle, parts, tmp_path):
+    again = read_manifest(parts.build(tmp_path / "again"))
+    other = read_manifest(parts.build(tmp_path / "other", max_age_hours=24))
+    assert again.version == read_manifest(bundle).version != other.version
+
+
+@pytest.mark.parametrize(
+    "file", ["catalog/arrays.safetensors", "ranker/weights.safetensors", "timeline.yaml", "map.parquet"]
+)
+def test_a_damaged_bundle_is_not_opened(copy, file):
+    content = bytearray((copy / file).read_bytes())
+    content[-1] ^= 1
+    (copy / file).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{file}: crc32 .*the bundle is damaged: build it again"):
+        Bundle.open(copy)
+    (copy / file).unlink()
+    with pytest.raises(DataError, match="the bundle is damaged: build it again"):
+        Bundle.open(copy)
+
+
+def test_what_is_no_bundle(copy, tmp_path):
+    with pytest.raises(DataError, match="name the folder that 'rookery timeline build OUT' wrote"):
+        Bundle.open(tmp_path)
+    (copy / "bundle.json").write_text('{"kind": "rookery timeline bundle", "format_version": 2}')
+    with pytest.raises(DataError, match="not a bundle of format version 1"):
+        Bundle.open(copy)
+
+
+def test_an_earlier_bundle_is_replaced_when_told_to_and_nothing_else(parts, copy, tmp_path):
+    config = TimelineConfig(num_in_network=3)
+    made_of = {"catalog": parts.catalog, "ranker": parts.ranker, "twhin": parts.twhin, "config": config}
+    with pytest.raises(DataError, match="--overwrite"):
+        build_bundle(copy, **made_of)
+    build_bundle(copy, **made_of, overwrite=True)
+    assert Bundle.open(copy).config.num_in_network == 3
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"holds no bundle\.json"):
+        build_bundle(tmp_path / "mine", **made_of, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"weights": {"is_favorite": 1.0}}, "did you mean 'is_favorited'"),
+        ({"interests": {"relation": "likes"}}, "no such relation"),
+        ({"max_age_hours": 1e-6}, "no post of the last 1e-06 hours"),
+    ],
+)
+def test_what_does_not_fit_leaves_nothing(parts, tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        parts.build(tmp_path / "bundle", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ranker_that_reads_what_no_catalog_has(parts, tmp_path, monkeypatch):
+    features = Catalog.features
+
+    def with_more(self, *arguments):
+        return {**features(self, *arguments), "in_network_twice": np.zeros(len(arguments[0]), np.int8)}
+
+    monkeypatch.setattr("small_timeline._settings", reading("in_network_twice"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Catalog, "features", with_more)
+        ranker = write_small_ranker(tmp_path / "ranker", small_catalog(), None)
+    with pytest.raises(UserError, match=r"reads column 'in_network_twice', .*did you mean 'in_network'"):
+        build_bundle(
+            tmp_path / "bundle", catalog=parts.catalog, ranker=ranker, twhin=parts.twhin, config=TimelineConfig()
+        )
+
+
+def reading(column):
+    import small_timeline
+
+    settings = small_timeline._settings
+
+    def changed(*arguments):
+        found = settings(*arguments)
+        found["features"]["binary"] = [{"name": column}]
+        return found
+
+    return changed
+
+
+def test_many_recent_posts_get_an_index(parts, tmp_path, timeline):
+    """So few are found by an approximate one as well."""
+    indexed = Timeline.open(parts.build(tmp_path / "bundle", exact_search_up_to=50))
+    assert indexed.bundle.index is not None
+    assert timeline.bundle.index is None
+    for user in ("user_3", "user_17"):
+        found, exact = indexed.candidates(user), timeline.candidates(user)
+        scores = [[each.retrieval_score for each in some] for some in (found, exact)]
+        assert scores[0] == scores[1]
+        # Of two posts that are as near to a cluster as each other, either may come last.
+        differ = {each.post_id for each in found} ^ {each.post_id for each in exact}
+        assert len({each.retrieval_score for each in (*found, *exact) if each.post_id in differ}) <= 1
+
+
+def test_metrics_are_attached_later(copy):
+    assert Bundle.open(copy).metrics() is None
+    attach_metrics(copy, {"tables": [{"title": "worth", "rows": [["oracle", 1.0]]}]})
+    opened = Bundle.open(copy)
+    assert opened.metrics() == {"tables": [{"title": "worth", "rows": [["oracle", 1.0]]}]}
+    assert opened.manifest.version == read_manifest(copy).version
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        attach_metrics(copy, {"worth": float("nan")})
+    (copy / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match="attach the metrics again"):
+        opened.metrics()
+
+
+def test_the_map_has_users_and_recent_posts(bundle, timeline):
+    found = pq.read_table(bundle / "map.parquet")
+    assert found.column_names == ["id", "kind", "x", "y"]
+    by_kind = {kind: found.filter(np.array(found["kind"]) == kind)["id"].to_pylist() for kind in ("user", "post")}
+    assert by_kind["user"] == [f"user_{row}" for row in range(NUM_USERS) if row != 2]
+    assert by_kind["post"] == [f"post_{row}" for row in timeline.recent.rows if row % 50]
+
+
+def test_the_catalog_of_another_world_is_refused(timeline, tmp_path):
+    timeline.bundle.require_catalog_of(small_catalog(), tmp_path)
+    with pytest.raises(UserError, match="was built from another catalog"):
+        timeline.bundle.require_catalog_of(small_catalog(num_posts=NUM_POSTS + 1), tmp_path)
+
+
+def test_every_field_of_the_configuration_reaches_the_timeline(parts, tmp_path):
+    changes = {"num_in_network": 2, "num_out_of_network": 3, "out_of_network_factor": 0.1, "weights": "2026"}
+    config = parse_config(TimelineConfig, changes, "test")
+    build_bundle(tmp_path / "b", catalog=parts.catalog, ranker=parts.ranker, twhin=parts.twhin, config=config)
+    timeline = Timeline.open(tmp_path / "b")
+    assert timeline.config == config
+    posts = timeline.timeline("user_3", 20)
+    assert [post.source for post in posts].count("out_of_network") == 3
+    assert len(posts) == 5
+    assert {post.network_factor for post in posts if post.source == "out_of_network"} <= {0.1, 1.0}
+    assert timeline.weights["is_replied"] == 5.0
