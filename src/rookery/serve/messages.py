@@ -20,8 +20,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-K = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_K)]
-Limit = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_CANDIDATES)]
+K = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
+Limit = Annotated[int, Field(ge=1, le=MAX_CANDIDATES), BeforeValidator(_whole)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Weights = Annotated[

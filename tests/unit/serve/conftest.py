@@ -19,6 +19,7 @@ from rookery.serve.app import create_app
 from rookery.serve.bundle import BundleHolder
 from rookery.serve.config import ServeConfig
 from rookery.serve.lifecycle import Lifecycle
+from rookery.serve.served import Opener
 from rookery.serve.token import Token
 
 
@@ -69,8 +70,8 @@ class Client:
 class Application:
     """An application and who asks it."""
 
-    def __init__(self, bundle: Path, config: ServeConfig, token: str | None) -> None:
-        self.holder: BundleHolder[FakeTimeline] = BundleHolder(bundle, open_fake)
+    def __init__(self, bundle: Path, opener: Opener, config: ServeConfig, token: str | None) -> None:
+        self.holder: BundleHolder[Any] = BundleHolder(bundle, opener)
         self.lifecycle = Lifecycle()
         self.app = create_app(self.holder, config, None if token is None else Token(token), self.lifecycle)
         self.client = Client(self.app)
@@ -81,19 +82,28 @@ class Application:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Application]]:
-    """Starts an application; keywords are limits."""
+def serve_bundle() -> Iterator[Callable[..., Application]]:
+    """Starts applications over a bundle; keywords are limits."""
     with ExitStack() as stack:
 
-        def started(token: str | None = None, batch_s: float = 0.0, batching=None, **limits) -> Application:
-            bundle = tmp_path / "bundle"
-            write_bundle(bundle, "v1", batch_s)
+        def started(bundle: Path, opener: Opener, token: str | None = None, batching=None, **limits) -> Application:
             config = ServeConfig.model_validate({"limits": limits, "batching": batching or {}, "reload_every_s": 0.05})
-            application = Application(bundle, config, token)
+            application = Application(bundle, opener, config, token)
             stack.enter_context(application.client)
             return application
 
         yield started
+
+
+@pytest.fixture
+def start(tmp_path: Path, serve_bundle) -> Callable[..., Application]:
+    """Starts an application over a fake timeline."""
+
+    def started(batch_s: float = 0.0, **options) -> Application:
+        write_bundle(tmp_path / "bundle", "v1", batch_s)
+        return serve_bundle(tmp_path / "bundle", open_fake, **options)
+
+    return started
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_the_token_guards_the_api_and_the_metrics_alone(start):
     assert operation["security"] == [{"token": []}]
 
 
-def test_without_a_token_other_names_of_this_machine_are_refused(start, application):
+def test_without_a_token_other_names_of_this_machine_are_refused(application):
     for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
         assert application.client.get("/v1/users", headers={"Host": host}).status_code == 200
     for host in ("attacker.example", "attacker.example:8000", "localhost.attacker.example", ""):
