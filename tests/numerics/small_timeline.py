@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,23 @@ def write_twhin(out: Path, comparator: str = "dot", num_posts: int = NUM_POSTS) 
     return out
 
 
+def write_vectors_of(out: Path, catalog: Catalog) -> Path:
+    """Random vectors of all users and posts of any catalog."""
+    generator = torch.Generator().manual_seed(2)
+    ids = {"user": catalog.user_ids, "post": catalog.post_ids}
+    rows = {name: torch.randn(len(names), DIM, generator=generator) for name, names in ids.items()}
+    embeddings = dataclasses.replace(small_embeddings(), rows=rows)
+    vocabularies = {name: Vocabulary(name, pa.table({"id": names})) for name, names in ids.items()}
+    write_vectors(embeddings, vocabularies, out, run="run", step=1, overwrite=False)
+    return out
+
+
 def write_small_ranker(out: Path, catalog: Catalog, twhin: Path | None, seed: int = 3) -> Path:
     """An export of a ranker whose parameters are random; with TwHIN's vectors of user and author if given."""
     log = out.with_name(f"{out.name}-log.parquet")
     pq.write_table(_log(catalog), log)
-    config = parse_config(RankerConfig, _settings(log, out.with_name(f"{out.name}-run"), twhin), "test")
+    settings = _settings(log, out.with_name(f"{out.name}-run"), twhin, len(catalog.topic_names))
+    config = parse_config(RankerConfig, settings, "test")
     run = config.with_whole_paths()
     folder = Path(run.training.save_dir)
     inputs = Inputs.build(run)
@@ -144,13 +157,13 @@ def write_small_ranker(out: Path, catalog: Catalog, twhin: Path | None, seed: in
 
 def _log(catalog: Catalog) -> pa.Table:
     rng = np.random.default_rng(5)
-    users, posts = rng.integers(0, NUM_USERS, 300), rng.integers(0, len(catalog.posts), 300)
-    columns = catalog.features(users, posts, np.full(300, NOW_US))
+    users, posts = rng.integers(0, len(catalog.user_ids), 300), rng.integers(0, len(catalog.posts), 300)
+    columns = catalog.features(users, posts, np.full(300, catalog.now_us))
     labels = {name: rng.integers(0, 2, 300).astype(np.int8) for name in ENGAGEMENTS}
     return pa.table({**columns, **labels, "position": rng.integers(0, 9, 300).astype(np.int8)})
 
 
-def _settings(log: Path, save_dir: Path, twhin: Path | None) -> dict[str, Any]:
+def _settings(log: Path, save_dir: Path, twhin: Path | None, num_topics: int) -> dict[str, Any]:
     tower = {"mlp_config": {"layer_sizes": [8, 1]}}
     joined = [
         {"name": name, "export": str(twhin), "table": "user", "key": key}
@@ -167,13 +180,16 @@ def _settings(log: Path, save_dir: Path, twhin: Path | None) -> dict[str, Any]:
             "ragged": [{"name": "recent_topics", "table": "topics", "max_length": 5}],
             "tables": [
                 {"name": "media", "embedding_dim": 3, "vocabulary": {}},
-                {"name": "topics", "embedding_dim": 4, "num_embeddings": NUM_TOPICS},
+                {"name": "topics", "embedding_dim": 4, "num_embeddings": num_topics},
             ],
             "embeddings": joined if twhin is not None else [],
         },
         "train_data": {"inputs": [str(log)], "batch_size": 64},
         "validation_data": {"valid": {"inputs": [str(log)]}},
-        "model": {"backbone": {"mlp_config": {"layer_sizes": [16]}}, "tasks": dict.fromkeys(reversed(ENGAGEMENTS), tower)},
+        "model": {
+            "backbone": {"mlp_config": {"layer_sizes": [16]}},
+            "tasks": dict.fromkeys(reversed(ENGAGEMENTS), tower),
+        },
         "optimizer": {"adam": {}, "single_task_learning_rate": {"constant": 0.01}},
     }
 

@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -115,10 +116,11 @@ class Bundle:
         return pq.read_table(self.path / MAP)
 
     def require_catalog_of(self, other: Catalog, origin: Path) -> None:
-        """Raise ``UserError`` unless ``other`` has the same users and posts at the same time."""
+        """Raise ``UserError`` unless ``other`` has the same users, and the same posts since the same moments."""
         own = self.catalog
         same_ids = own.user_ids.equals(other.user_ids) and own.post_ids.equals(other.post_ids)
-        if not same_ids or own.now_us != other.now_us:
+        # Worlds of one size have the same ids; no two have posts of the same microseconds.
+        if not same_ids or not np.array_equal(own.posts.created_us, other.posts.created_us):
             raise UserError(f"{self.path}: was built from another catalog than that of {origin}; name that world")
 
     def metrics(self) -> dict[str, Any] | None:
