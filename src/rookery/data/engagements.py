@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 ENGAGEMENTS = (
     "is_favorited",
     "is_retweeted",
@@ -18,8 +15,3 @@ ENGAGEMENTS = (
     "is_reported",
 )
 """Label columns. Good click v1: a click, and a favourite or a reply; v2: a click, and two minutes there."""
-
-IMPLIED: Mapping[str, str] = MappingProxyType(
-    {"is_reply_engaged_by_author": "is_replied", "is_reported": "is_negative_feedback"}
-)
-"""Where the key is 1, so is the value: an author answers a reply, a report is negative feedback."""

@@ -125,9 +125,7 @@ def causes_of(society: Society, drawn: DrawnPosts, showing: Showing, follows: ND
 
 def event_probabilities(causes: Causes, intercepts: Floats) -> Floats:
     """Of each event, given those that it rests on ``[rows, events]``; only a video is played."""
-    probabilities = _sigmoid(causes.values @ _WEIGHTS.T + intercepts)
-    probabilities[:, _NAMES.index("playback")] *= causes.is_video
-    return probabilities
+    return _sigmoid(causes.values @ _WEIGHTS.T + intercepts) * _possible(causes)
 
 
 def engagement_probabilities(events: Floats) -> Floats:
@@ -163,16 +161,27 @@ def solve_intercepts(causes: Causes) -> Floats:
     One after the other by bisection: an engagement's mean rises with the intercept of its own event, and rests on
     events that are solved before it.
     """
+    logits, possible = causes.values @ _WEIGHTS.T, _possible(causes)
     intercepts = np.zeros(len(_NAMES))
+    events = np.zeros_like(logits)
     for column, engagement in enumerate(ENGAGEMENTS):
         place = _NAMES.index(EVENT_OF_ENGAGEMENT[engagement])
         low, high = -30.0, 30.0
         for _ in range(_BISECTIONS):
-            intercepts[place] = (low + high) / 2
-            mean = engagement_probabilities(event_probabilities(causes, intercepts))[:, column].mean()
-            low, high = (intercepts[place], high) if mean < BASE_RATES[engagement] else (low, intercepts[place])
+            middle = (low + high) / 2
+            events[:, place] = _sigmoid(logits[:, place] + middle) * possible[:, place]
+            mean = engagement_probabilities(events)[:, column].mean()
+            low, high = (middle, high) if mean < BASE_RATES[engagement] else (low, middle)
+        intercepts[place] = middle
     return intercepts
 
 
 def _sigmoid(logits: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def _possible(causes: Causes) -> Floats:
+    """1 where an event can happen ``[rows, events]``: only a video is played."""
+    possible = np.ones((len(causes.values), len(_NAMES)))
+    possible[:, _NAMES.index("playback")] = causes.is_video
+    return possible

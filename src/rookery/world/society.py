@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from rookery.data.adjacency import Adjacency
+from rookery.data.adjacency import Adjacency, distinct
 from rookery.data.catalog_features import DAY_US, MEDIA
 from rookery.world.config import WorldConfig
 from rookery.world.draws import Floats, Rows, Stream, by_weight, cumulate, generator
@@ -141,7 +141,7 @@ def draw_follows(config: WorldConfig, society: Society) -> Adjacency:
         users = np.repeat(np.arange(config.num_users), missing)
         first, last = _where_to(rng, society, members, users)
         authors = members.values[by_weight(rng, cumulative, first, last)]
-        keys = np.union1d(keys, (users * config.num_users + authors)[users != authors])
+        keys = distinct(np.concatenate((keys, (users * config.num_users + authors)[users != authors])))
     return Adjacency.of_pairs(keys // config.num_users, keys % config.num_users, config.num_users)
 
 
