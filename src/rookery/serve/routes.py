@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -67,7 +67,7 @@ def _add_rankings(router: APIRouter, service: Service) -> None:
 
         async def work() -> bytes:
             posts = await service.posts(served, query)
-            return await service.look_up(lambda: _json({"posts": posts, "version": served.version}))
+            return await service.look_up(lambda: _json({"posts": _fields(posts), "version": served.version}))
 
         return _answer(await service.in_time(work()))
 
@@ -87,7 +87,7 @@ def _add_rankings(router: APIRouter, service: Service) -> None:
             def encode() -> bytes:
                 return _json(
                     {
-                        "posts": posts,
+                        "posts": _fields(posts),
                         "user": served.user(query.user_id),
                         "weights": served.weights if query.weights is None else query.weights,
                         "version": served.version,
@@ -164,8 +164,13 @@ def _milliseconds_since(start: float) -> float:
     return round((time.perf_counter() - start) * 1e3, 3)
 
 
+def _fields(posts: Sequence[object]) -> list[dict[str, Any]]:
+    """Of each post what it has: the truth is there in simulated worlds alone."""
+    return [{name: value for name, value in vars(post).items() if value is not None} for post in posts]
+
+
 def _json(value: Any) -> bytes:
-    return to_json(value, inf_nan_mode="null", exclude_none=True)
+    return to_json(value, inf_nan_mode="null")
 
 
 def _answer(body: bytes) -> Response:

@@ -13,8 +13,7 @@ from rookery.timeline.posts import Query
 class Served(Protocol):
     """What answers requests. Lookups and ``answer`` may run at the same time in several threads.
 
-    Posts, candidates and neighbours are dataclasses with the fields of ``messages``; what is None there is left out.
-    Unknown ids raise ``UnknownId``.
+    Posts, candidates and neighbours are dataclasses with the fields of ``messages``; in posts what is None is left out. Unknown ids raise ``UnknownId``.
     """
 
     @property
