@@ -84,7 +84,7 @@ class Canned:
             "topic": f"topic_{int(post_id.removeprefix('post_')) % NUM_TOPICS}",
             "media": draw.choice(["none", "image", "video"]),
         }
-        return {**post, "true_probabilities": truth} if self.truth else post
+        return {**post, "true_probabilities": truth if self.truth else None}
 
     def candidates(self, user_id: str) -> list[str]:
         """None for the last user: the page has to say so."""

@@ -101,12 +101,15 @@ def test_loading_is_said(open_page: OpenPage, url: str) -> None:
         held.append(route)
 
     page.route("**/v1/rank", hold)
-    page.locator("#neighbors button").first.click()
-    page.get_by_text("Ranking…").wait_for()
+    with page.expect_request("**/v1/rank"):
+        page.locator("#neighbors button").first.click()
+    assert page.inner_text("#timeline-state") == "Ranking…"
     assert page.get_attribute("#layout", "aria-busy") == "true"
+    while not held:
+        page.wait_for_timeout(20)
     held[0].continue_()
     page.get_by_text("Ranking…").wait_for(state="hidden")
-    assert page.get_attribute("#layout", "aria-busy") is None
+    until(page, "!document.getElementById('layout').hasAttribute('aria-busy')")
 
 
 @pytest.mark.parametrize(("truth", "broken"), [(False, set()), (True, {"/v1/map"})])

@@ -201,4 +201,4 @@ _DECADES_PER_TWENTY = 5.000004342923104 / 5  # log10(1 + 1000 / .01) over five t
 
 
 def number(words: str) -> float:
-    return float(words.replace("−", "-").replace("+", "").rstrip("%"))
+    return float(words.replace("−", "-").strip("+≈%"))

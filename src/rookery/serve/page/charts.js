@@ -8,20 +8,27 @@ const HEIGHT = 210;
 const FRAME = { left: 46, right: WIDTH - 8, top: 10, bottom: HEIGHT - 34 };
 const Z = 1.959964; // of a 95% interval
 
-/** Curves [{name, points: [[x, y]]}] in one frame. */
-export function curveChart(title, { curves, log, x: axis }) {
-  const points = curves.flatMap((curve) => curve.points).filter(([, y]) => !log || y > 0);
+/** Curves [{name, points: [[x, y]]}] in one frame; what a logarithmic frame cannot hold is left out. */
+export function curveChart(title, { curves: given, log, x: axis }) {
+  const curves = given.map(({ name, points }) => ({ name, points: points.filter(([, y]) => y !== null && (!log || y > 0)) }));
+  const points = curves.flatMap((curve) => curve.points);
   const across = scale(extent(points.map(([x]) => x)), [FRAME.left, FRAME.right]);
   const up = scale(extent(points.map(([, y]) => y)), [FRAME.bottom, FRAME.top], log ? Math.log10 : identity);
   const lines = curves.map((curve, number) =>
-    svg("path", { class: `curve c${number % 8}`, d: path(curve.points.filter(([, y]) => !log || y > 0).map(([x, y]) => [across(x), up(y)])) }),
+    svg("path", { class: `curve ${curveClass(number)}`, d: path(curve.points.map(([x, y]) => [across(x), up(y)])) }),
   );
-  const words = curves.map(({ name, points: own }) => `${name}: from ${amount(own[0][1])} to ${amount(own.at(-1)[1])}`).join("; ");
+  const drawn = curves.filter((curve) => curve.points.length);
+  const words = drawn.map(({ name, points: own }) => `${name}: from ${amount(own[0][1])} to ${amount(own.at(-1)[1])}`).join("; ");
   return drawing(title, words, [
     ...frame(ticksOf(across, 4), log ? logTicks(up) : ticksOf(up, 6), compact, compact),
     ...lines,
     label((FRAME.left + FRAME.right) / 2, HEIGHT - 4, axis),
   ]);
+}
+
+/** Eight colours, then the same dashed. */
+export function curveClass(number) {
+  return number < 8 ? `c${number}` : `c${number % 8} dashed`;
 }
 
 /** Observed share against predicted one by log-odds; the diagonal is right, whiskers are 95% intervals. */

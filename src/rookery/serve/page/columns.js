@@ -20,7 +20,7 @@ function oracle(posts, weights, rules) {
 }
 
 export function renderColumns(place, orders, length, { posts, settings, rules, config, point }) {
-  const truthKnown = posts.length > 0 && posts[0].true_probabilities !== undefined;
+  const truthKnown = Boolean(posts[0]?.true_probabilities);
   const key = truthKnown ? "true_probabilities" : "probabilities";
   const best = truthKnown ? discountedValue(oracle(posts, settings.weights, rules), settings.weights, WORTH_OF, key) : null;
   const places = new Map(orders[0].ranked.map(({ post }, number) => [post.post_id, number + 1]));

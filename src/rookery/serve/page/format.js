@@ -2,14 +2,16 @@
 
 const MINUS = "−";
 
-/** A signed amount: +0.213, −0.004, 0. */
+/** A signed amount: +0.213, −0.004, ≈0 where it changes no digit that a score shows. */
 export function signed(value) {
   if (value === 0) return "0";
+  if (Math.abs(value) < 5e-5) return "≈0";
   return `${value > 0 ? "+" : MINUS}${amount(Math.abs(value))}`;
 }
 
-/** Three digits behind the point, more where they would all be zero: 12.4, 1.284, 0.00021. */
+/** Three digits behind the point, more where they would all be zero: 12.4, 1.284, 0.00021; a dash for what is not known. */
 export function amount(value) {
+  if (value === null) return "–";
   const size = Math.abs(value);
   const sign = value < 0 ? MINUS : "";
   if (size === 0) return "0";
@@ -20,6 +22,11 @@ export function amount(value) {
 /** A weight as typed: .005, 13.5, −369; no more digits than it has. */
 export function weight(value) {
   return String(value).replace("-", MINUS);
+}
+
+/** A share in percent to a tenth, below zero too. */
+export function tenths(share) {
+  return `${(100 * share).toFixed(1).replace("-", MINUS)}%`;
 }
 
 /** A probability in percent, as short as two digits allow: 21%, 1.3%, 0.0042%. */

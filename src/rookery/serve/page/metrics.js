@@ -1,8 +1,8 @@
 /** The metrics page: tables of what was measured, training curves, reliability diagrams. */
 
-import { curveChart, reliabilityChart } from "./charts.js";
+import { curveChart, curveClass, reliabilityChart } from "./charts.js";
 import { byId, element } from "./dom.js";
-import { amount, taskName } from "./format.js";
+import { amount, taskName, tenths } from "./format.js";
 
 /** Fill the page from the answer of /v1/metrics; whether there was anything to show. */
 export function renderMetrics({ tables = [], training = [], reliability = [] }) {
@@ -25,7 +25,7 @@ function section(title, lead, figures) {
 }
 
 function curves(group) {
-  const legend = group.curves.map((curve, number) => element("li", {}, element("i", { class: `dash c${number % 8}` }), curve.name));
+  const legend = group.curves.map((curve, number) => element("li", {}, element("i", { class: `dash ${curveClass(number)}` }), taskName(curve.name)));
   return element(
     "figure",
     { class: "panel" },
@@ -41,7 +41,7 @@ function diagram({ task, metrics, bins }) {
 }
 
 function table({ title, lead, columns, rows, percent = [], bar = null }) {
-  const head = element("tr", {}, ...columns.map((name, number) => element("th", { scope: "col", class: number ? "number" : false }, name)));
+  const head = element("tr", {}, ...columns.map((name, number) => (name ? element("th", { scope: "col", class: number ? "number" : false }, name) : element("td"))));
   const body = rows.map((row) => element("tr", {}, ...row.map((value, number) => cell(value, number, columns[number], percent, bar))));
   return element(
     "section",
@@ -58,12 +58,16 @@ function table({ title, lead, columns, rows, percent = [], bar = null }) {
 
 function cell(value, number, column, percent, bar) {
   if (number === 0) return element("th", { scope: "row" }, String(value));
-  const words = value === null ? "–" : typeof value === "string" ? value : percent.includes(column) ? `${(100 * value).toFixed(1)}%` : amount(value);
-  const node = element("td", { class: "number" }, words);
+  const node = element("td", { class: "number" }, valueWords(value, percent.includes(column)));
   if (column === bar && value !== null) {
     const track = element("span", { class: "track" }, element("i", { class: "approve" }));
     track.firstChild.style.width = `${100 * Math.min(1, Math.max(0, value))}%`;
     node.append(track);
   }
   return node;
+}
+
+function valueWords(value, percent) {
+  if (typeof value === "string") return value;
+  return percent && value !== null ? tenths(value) : amount(value);
 }

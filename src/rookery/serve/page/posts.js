@@ -146,10 +146,10 @@ function reasonRow(task, post, weight, part, { part: largest }) {
 
 /** The score as a product: sum × source × author. */
 function factors({ base, networkFactor, diversityFactor, final, post }) {
-  const line = element("p", { class: "product" }, element("span", {}, "sum "), element("b", {}, amount(base)));
+  const line = element("p", { class: "product" }, "sum ", element("b", {}, amount(base)));
   if (networkFactor !== 1) line.append(" × ", element("b", {}, amount(networkFactor)), " discovered");
   if (diversityFactor !== 1) line.append(" × ", element("b", {}, amount(diversityFactor)), " author seen above");
-  line.append(" = ", element("b", { class: "final" }, amount(final)));
+  if (final !== base) line.append(" = ", element("b", {}, amount(final)));
   if (post.true_probabilities) line.append(element("small", {}, "The upright ticks are the true chances."));
   return line;
 }

@@ -1,7 +1,7 @@
 /**
  * The order of a timeline from probabilities and weights: the formula of docs/timeline.md, on plain values.
  *
- * A post is {post_id, author_id, source, created_at, probabilities: {task: p}, true_probabilities?: {task: p}}.
+ * A post is {post_id, author_id, source, created_at, probabilities: {task: p}, true_probabilities: {task: p} or null}.
  * Rules are {decay, floor, outOfNetworkFactor, diversity: boolean, sources: Set of sources}.
  */
 
