@@ -212,7 +212,7 @@ def measurements() -> dict[str, Any]:
                 "bar": "share of oracle",
             }
         ],
-        "training": [{"title": "training loss", "log": False, "x": "step", "curves": curves}],
+        "training": [{"title": "training loss", "log": False, "curves": curves}],
         "reliability": [_diagram(task, rate) for task, rate in RATES.items()],
     }
 

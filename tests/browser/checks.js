@@ -47,6 +47,11 @@
     .map(([node, box]) => [node.id || node.className, box.width, box.height]);
   },
 
+  /** Values that were not there, written out. */
+  strayWords() {
+    return document.documentElement.textContent.match(/undefined|NaN|null|\[object|Infinity/g) ?? [];
+  },
+
   /** What acts without having a name, references to ids that are not there, ids that are there twice. */
   names() {
     const words = (id) => document.getElementById(id)?.textContent ?? "";

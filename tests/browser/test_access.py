@@ -44,6 +44,7 @@ def test_every_state_is_readable(
         assert page.evaluate("document.documentElement.scrollWidth") <= width, state
         assert check(page, "paleText") == [], state
         assert check(page, "smallTargets") == [], state
+        assert check(page, "strayWords") == [], state
         page.evaluate("window.scrollTo(0, 0)")
         keep(page, f"{size}-{scheme}-{state}")
 

@@ -9,7 +9,7 @@ const FRAME = { left: 46, right: WIDTH - 8, top: 10, bottom: HEIGHT - 34 };
 const Z = 1.959964; // of a 95% interval
 
 /** Curves [{name, points: [[x, y]]}] in one frame; what a logarithmic frame cannot hold is left out. */
-export function curveChart(title, { curves: given, log, x: axis }) {
+export function curveChart(title, { curves: given, log }) {
   const curves = given.map(({ name, points }) => ({ name, points: points.filter(([, y]) => y !== null && (!log || y > 0)) }));
   const points = curves.flatMap((curve) => curve.points);
   const across = scale(extent(points.map(([x]) => x)), [FRAME.left, FRAME.right]);
@@ -22,7 +22,7 @@ export function curveChart(title, { curves: given, log, x: axis }) {
   return drawing(title, words, [
     ...frame(ticksOf(across, 4), log ? logTicks(up) : ticksOf(up, 6), compact, compact),
     ...lines,
-    label((FRAME.left + FRAME.right) / 2, HEIGHT - 4, axis),
+    label((FRAME.left + FRAME.right) / 2, HEIGHT - 4, "step"),
   ]);
 }
 

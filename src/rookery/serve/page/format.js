@@ -5,8 +5,9 @@ const MINUS = "−";
 /** A signed amount: +0.213, −0.004, ≈0 where it changes no digit that a score shows. */
 export function signed(value) {
   if (value === 0) return "0";
-  if (Math.abs(value) < 5e-5) return "≈0";
-  return `${value > 0 ? "+" : MINUS}${amount(Math.abs(value))}`;
+  const size = Math.abs(value);
+  if (size < 5e-5) return "≈0";
+  return `${value > 0 ? "+" : MINUS}${size < 0.0005 ? size.toFixed(4) : amount(size)}`;
 }
 
 /** Three digits behind the point, more where they would all be zero: 12.4, 1.284, 0.00021; a dash for what is not known. */
