@@ -38,8 +38,8 @@ def browser() -> Iterator[Browser]:
 
 
 def _executable(installed: str) -> str | None:
-    if "CHROMIUM" in os.environ:
-        return os.environ["CHROMIUM"]
+    if named := os.environ.get("CHROMIUM"):
+        return named
     if Path(installed).exists():
         return installed
     return next((found for name in NAMES if (found := shutil.which(name))), None)
