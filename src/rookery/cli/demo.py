@@ -88,5 +88,8 @@ def _render(result: DemoResult, elapsed_s: float) -> Group:
         low, high = policy["share_interval"]
         policies.add_row(policy["policy"].replace("_", " "), f"{policy['share']:.0%}", f"{low:.0%}–{high:.0%}")
     return Group(
-        measures, policies, f"{elapsed_s:.0f} s; the page: {result.report}", f"next: rookery serve {result.bundle}"
+        measures,
+        policies,
+        f"{elapsed_s:.0f} s; the page: {result.report}",
+        f"next: rookery serve {result.bundle} --world {result.world}",
     )

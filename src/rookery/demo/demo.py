@@ -38,6 +38,7 @@ class DemoResult:
     policies: list[dict[str, Any]]
     recall: list[dict[str, Any]]
     bundle: Path
+    world: Path
     report: Path
 
 
@@ -75,7 +76,13 @@ def _conclude(layout: Layout) -> DemoResult:
     attach_metrics(layout.bundle, served_metrics(findings))
     write_atomically(layout.report, render_page(findings, f"A timeline for {layout.folder.name}"))
     return DemoResult(
-        layout.folder, [*findings.measures], timelines["policies"], timelines["recall"], layout.bundle, layout.report
+        layout.folder,
+        [*findings.measures],
+        timelines["policies"],
+        timelines["recall"],
+        layout.bundle,
+        layout.world,
+        layout.report,
     )
 
 

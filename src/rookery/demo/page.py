@@ -8,13 +8,14 @@ from html import escape
 from typing import Any
 
 from rookery.demo.measures import Measure
-from rookery.ranker.report_charts import curve_chart, reliability_chart, swatch
+from rookery.ranker.report_charts import Series, curve_chart, reliability_chart, swatch
 from rookery.ranker.report_curves import CurveGroup
 from rookery.ranker.report_style import STYLE
 from rookery.ranker.report_svg import element
 from rookery.timeline.evaluation import POLICIES
 
 WITH, WITHOUT = "with TwHIN", "without TwHIN"
+_LOSS = "training loss"
 _BAR = """
 td .bar { display: block; height: 5px; margin-top: 3px; background: var(--grid); border-radius: 3px; min-width: 6rem; }
 td .bar i { display: block; height: 100%; background: var(--accent); border-radius: 3px; }
@@ -170,17 +171,7 @@ def served_metrics(findings: Findings) -> dict[str, Any]:
     """What ``GET /v1/metrics`` answers: tables, curves, diagrams."""
     return {
         "tables": [_served_measures(findings.measures), _served_policies(findings.timelines)],
-        "training": [
-            {
-                "title": f"{group.title}, {name}",
-                "log": group.log,
-                "curves": [
-                    {"name": curve.name, "points": [list(point) for point in curve.defined()]} for curve in group.curves
-                ],
-            }
-            for name, groups in findings.curves.items()
-            for group in groups
-        ],
+        "training": [*_served_curves(findings.curves)],
         "reliability": [
             {
                 "model": name,
@@ -192,6 +183,21 @@ def served_metrics(findings: Findings) -> dict[str, Any]:
             for task, metrics in evaluation["tasks"].items()
         ],
     }
+
+
+def _served_curves(curves: Mapping[str, Sequence[CurveGroup]]) -> Iterator[dict[str, Any]]:
+    """Loss and AUROC of both rankers; the report has the rest."""
+    loss = [(name, group.curves[0]) for name, groups in curves.items() for group in groups if group.title == _LOSS]
+    yield {"title": _LOSS, "log": False, "curves": [_served_curve(name, curve) for name, curve in loss]}
+    for name, groups in curves.items():
+        for group in groups:
+            if group.title.startswith("AUROC"):
+                served = [_served_curve(curve.name, curve) for curve in group.curves]
+                yield {"title": f"{group.title}, {name}", "log": group.log, "curves": served}
+
+
+def _served_curve(name: str, curve: Series) -> dict[str, Any]:
+    return {"name": name, "points": [list(point) for point in curve.defined()]}
 
 
 def _served_measures(measures: Sequence[Measure]) -> dict[str, Any]:
