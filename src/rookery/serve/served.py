@@ -13,7 +13,8 @@ from rookery.timeline.posts import Query
 class Served(Protocol):
     """What answers requests. Lookups and ``answer`` may run at the same time in several threads.
 
-    Posts, candidates and neighbours are dataclasses with the fields of ``messages``; in posts what is None is left out. Unknown ids raise ``UnknownId``.
+    Posts, candidates and neighbours are dataclasses with the fields of ``messages``; in posts what is None is left out.
+    Unknown ids raise ``UnknownId``.
     """
 
     @property
