@@ -250,8 +250,8 @@ def measure_demo(bundle: Path, seconds: float) -> dict[str, Any]:
     timelines = [json.dumps({"user_id": user, "k": 20}).encode() for user in users]
     with server("demo", bundle) as address:
         return {
-            "rank_1500": measure(address, Load("/v1/rank", ranks, 4.0, 4 * seconds)),
-            "timeline": measure(address, Load("/v1/timeline", timelines, 4.0, 4 * seconds)),
+            "rank_1500": measure(address, Load("/v1/rank", ranks, 2.0, 10 * seconds)),
+            "timeline": measure(address, Load("/v1/timeline", timelines, 4.0, 5 * seconds)),
             "timeline_under_load": list(_ladder(address, timelines, seconds)),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,17 @@ class BundleHolder(Generic[Served]):
         return str(manifest), found.st_dev, found.st_ino, found.st_mtime_ns
 
 
+def set_aside_what_stays() -> None:
+    """Let Python's search for cycles skip everything that is there now.
+
+    It would look through all of it every few dozen rankings, with every thread stopped: 0.2 s for the 270,000 objects
+    of the libraries alone. What was set aside before is looked through once more, so that an old bundle goes.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 async def keep_reloading(
     holder: BundleHolder[Served], every_s: float, metrics: ServiceMetrics, version: Callable[[Served], str]
 ) -> None:
@@ -69,6 +81,7 @@ async def keep_reloading(
             message = "the new bundle cannot be opened, the old one stays: %s"
             logger.log(logging.ERROR, message, error, exc_info=not says_it_all)
         else:
+            set_aside_what_stays()
             metrics.reloads.labels("done").inc()
             metrics.serving(version(holder.current))
             logger.info("serving the new bundle %s", version(holder.current))

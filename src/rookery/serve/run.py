@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rookery.errors import RookeryError
 from rookery.serve.app import create_app
-from rookery.serve.bundle import BundleHolder
+from rookery.serve.bundle import BundleHolder, set_aside_what_stays
 from rookery.serve.config import ServeConfig
 from rookery.serve.lifecycle import Lifecycle
 from rookery.serve.served import Opener, Served
@@ -31,6 +31,7 @@ def serve(
     token = find_token(config, environment)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     holder: BundleHolder[Served] = BundleHolder(bundle, opener)
+    set_aside_what_stays()
     lifecycle = Lifecycle()
     server = Server(create_app(holder, config, token, lifecycle), config, lifecycle, notify)
     try:

@@ -12,7 +12,7 @@ from served_fake import FakeTimeline, open_fake, write_bundle
 from serving import wait_until
 
 from rookery.errors import DataError
-from rookery.serve.bundle import BundleHolder, keep_reloading
+from rookery.serve.bundle import BundleHolder, keep_reloading, set_aside_what_stays
 from rookery.serve.metrics import ServiceMetrics
 
 
@@ -77,6 +77,25 @@ def test_the_old_bundle_is_freed_with_its_last_request(link):
     del taken
     gc.collect()
     assert old() is None
+
+
+def test_what_was_set_aside_is_looked_through_at_the_next_exchange():
+    class InCircles:
+        def __init__(self) -> None:
+            self.itself = self
+
+    circle = InCircles()
+    gone = weakref.ref(circle)
+    set_aside_what_stays()
+    try:
+        assert gc.get_freeze_count() > 10_000
+        del circle
+        gc.collect()
+        assert gone() is not None  # nobody looks
+        set_aside_what_stays()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
 
 
 def test_the_watcher_reloads_and_survives_what_is_broken(link, tmp_path, caplog):
