@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,3 +39,5 @@ def serve(
         server.run()
     except SystemExit as error:
         raise RookeryError(f"{config.host}:{config.port}: cannot be listened at; choose another port") from error
+    finally:
+        gc.unfreeze()  # some libraries complain at the end of what was not looked through

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
@@ -79,6 +80,13 @@ class Application:
     @property
     def timeline(self) -> FakeTimeline:
         return self.holder.current
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_aside() -> Iterator[None]:
+    """An exchange of bundles sets aside what lives in this process."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

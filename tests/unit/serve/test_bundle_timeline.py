@@ -150,6 +150,8 @@ def test_the_command_serves_until_it_is_told_to_stop(started):
     assert "text/html" in httpx.get(address).headers["content-type"]
     process.terminate()
     assert process.wait(timeout=20) == 0
+    assert process.stderr is not None
+    assert "leaked" not in process.stderr.read()
 
 
 @pytest.mark.parametrize(
