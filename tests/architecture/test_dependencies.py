@@ -53,5 +53,6 @@ def test_every_import_of_tests_and_benchmarks_is_declared(root):
     skips = re.compile(r"importorskip\(\s*[\"'](\w+)")
     asked = imported(trees) | {name for path in trees for name in skips.findall(path.read_text())}
     own = {path.stem for path in trees}
-    known = declared(None).union(*map(declared, (*EXTRAS, "bench", "browser", "dev"))) | {"pydantic-core", "fbgemm-gpu-cpu"}
+    extras = (*EXTRAS, "bench", "browser", "dev")
+    known = declared(None).union(*map(declared, extras)) | {"pydantic-core", "fbgemm-gpu-cpu"}
     assert {module for module in asked - own - sys.stdlib_module_names if not distributions(module) & known} == set()
