@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from rookery.cli.output import JsonFlag, emit, progress_console
 
@@ -79,10 +82,19 @@ class _Stages:
 
 
 def _render(result: DemoResult, elapsed_s: float) -> Group:
-    measures = Table("", "chance", "without TwHIN", "with TwHIN", "oracle", "reached", title="What was reached")
+    measures = Table(
+        Column("", overflow="fold"),
+        "chance",
+        "without TwHIN",
+        "with TwHIN",
+        "oracle",
+        "reached",
+        title="What was reached",
+    )
     for each in result.measures:
         figures = (each.chance, each.without_twhin, each.with_twhin, each.oracle)
-        measures.add_row(each.name, *(f"{figure:.3f}" for figure in figures), f"{each.reached:.0%}")
+        reached = "–" if each.reached is None else f"{each.reached:.0%}"
+        measures.add_row(each.title, *(f"{figure:.3f}" for figure in figures), reached)
     policies = Table("", "share of the oracle", "95%", title="What a timeline is worth")
     for policy in result.policies:
         low, high = policy["share_interval"]
@@ -91,5 +103,16 @@ def _render(result: DemoResult, elapsed_s: float) -> Group:
         measures,
         policies,
         f"{elapsed_s:.0f} s; the page: {result.report}",
-        f"next: rookery serve {result.bundle} --world {result.world}",
+        f"next: {_program()} serve {_short(result.bundle)} --world {_short(result.world)}",
     )
+
+
+def _program() -> str:
+    """What to type for this program: its name where the shell finds it, else its path."""
+    return "rookery" if shutil.which("rookery") else _short(Path(sys.argv[0]))
+
+
+def _short(path: Path) -> str:
+    """The path from here if it lies below, quoted for a shell."""
+    here, whole = Path.cwd(), path.absolute()
+    return shlex.quote(str(whole.relative_to(here) if whole.is_relative_to(here) else whole))

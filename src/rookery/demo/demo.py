@@ -14,6 +14,7 @@ from rookery.demo.layout import RANKERS, Layout
 from rookery.demo.measures import Measure, measure_bounds, ranker_measures, timeline_measures
 from rookery.demo.page import WITH, WITHOUT, Findings, render_page, served_metrics
 from rookery.demo.stages import SPLIT, Notify, Stage, stages
+from rookery.errors import DataError
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation_files import evaluated_steps, read_evaluation
 from rookery.ranker.report_curves import training_curves
@@ -65,7 +66,7 @@ def _conclude(layout: Layout) -> DemoResult:
     runs = {WITHOUT: layout.run(RANKERS[0]), WITH: layout.run(RANKERS[1])}
     evaluations = {name: _last_evaluation(run) for name, run in runs.items()}
     config = load_config(RankerConfig, runs[WITH] / "config.yaml")
-    timelines = json.loads(layout.timeline_evaluation.read_text(encoding="utf-8"))
+    timelines = _read_timelines(layout.timeline_evaluation)
     bounds = measure_bounds(layout.world, config, SPLIT)
     findings = Findings(
         [*ranker_measures(evaluations[WITHOUT], evaluations[WITH], bounds), *timeline_measures(timelines)],
@@ -84,6 +85,13 @@ def _conclude(layout: Layout) -> DemoResult:
         layout.world,
         layout.report,
     )
+
+
+def _read_timelines(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise DataError(f"{file}: damaged ({error}); remove it, it is measured anew") from error
 
 
 def _last_evaluation(run: Path) -> dict[str, Any]:

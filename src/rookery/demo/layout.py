@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from rookery.checkpoint.files import write_atomically
-from rookery.config.loader import dump_config, load_config
 from rookery.errors import UserError
 from rookery.world.config import WorldConfig
 
@@ -65,17 +65,34 @@ class Layout:
         return self.folder / "report.html"
 
     def claim(self, config: WorldConfig) -> None:
-        """Note what this folder is for, or raise ``UserError`` if it is for something else."""
-        note = self.folder / "demo.yaml"
+        """Note what this folder is for, or raise ``UserError`` if it is for something else or was moved."""
+        note = self.folder / "demo.json"
+        wanted = {"folder": str(self.folder), "world": config.model_dump(mode="json")}
         if not note.exists():
+            self._make()
+            write_atomically(note, json.dumps(wanted, indent=1) + "\n")
+            return
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+            world, folder = found["world"], found["folder"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{note}: damaged ({error}); remove {self.folder} and start anew") from error
+        if world != wanted["world"]:
+            raise UserError(
+                f"--folder {self.folder}: a demo of another size or seed is there; name another folder or remove it"
+            )
+        if folder != wanted["folder"]:
+            raise UserError(
+                f"--folder {self.folder}: was made as {folder}, and its runs name that place; move it back, or name "
+                "another folder"
+            )
+
+    def _make(self) -> None:
+        try:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise UserError(f"--folder {self.folder}: holds files that are not of a demo; name an empty folder")
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(note, dump_config(config))
-            return
-        found = load_config(WorldConfig, note)
-        if found != config:
+        except OSError as error:
             raise UserError(
-                f"--folder {self.folder}: a demo of another size or seed is there ({found.num_users:,} users, seed "
-                f"{found.seed}); name another folder or remove this one"
-            )
+                f"--folder {self.folder}: cannot be a folder ({error.strerror}); name one that can be made and written"
+            ) from error

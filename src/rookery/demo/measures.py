@@ -18,6 +18,9 @@ from rookery.metrics.engagement_rows import EngagementRows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.files import partition_rows
 
+FEW_POSITIVES = 100
+"""With fewer an AUROC is off by .03 or more."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -28,11 +31,22 @@ class Measure:
     with_twhin: float
     oracle: float
     chance: float
+    positives: int | None = None
+    """Rows behind the figure in which it happened, where that decides how much it says."""
 
     @property
-    def reached(self) -> float:
-        """The way from chance to the oracle that was gone."""
-        return (self.with_twhin - self.chance) / (self.oracle - self.chance)
+    def title(self) -> str:
+        """The name, with the positives where they are few."""
+        return f"{self.name} ({self.positives} positives)" if self._is_noise else self.name
+
+    @property
+    def reached(self) -> float | None:
+        """The way from chance to the oracle that was gone; None where too few positives tell."""
+        return None if self._is_noise else (self.with_twhin - self.chance) / (self.oracle - self.chance)
+
+    @property
+    def _is_noise(self) -> bool:
+        return self.positives is not None and self.positives < FEW_POSITIVES
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,10 @@ def ranker_measures(without: Mapping[str, Any], with_twhin: Mapping[str, Any], b
     for task in with_twhin["tasks"]:
         plain, helped = (each["tasks"][task]["auroc"] for each in (without, with_twhin))
         if plain is not None and helped is not None:
-            found.append(Measure(f"AUROC of {task}", plain, helped, bounds.oracle.tasks[task].values["auroc"], 0.5))
+            oracle = bounds.oracle.tasks[task]
+            found.append(
+                Measure(f"AUROC of {task}", plain, helped, oracle.values["auroc"], 0.5, positives=oracle.positives)
+            )
     ndcg = Measure(
         "NDCG of the score, by user", without["ndcg"], with_twhin["ndcg"], bounds.oracle.ndcg, bounds.chance.ndcg
     )
@@ -115,7 +132,7 @@ def timeline_measures(evaluation: Mapping[str, Any]) -> list[Measure]:
     share = {each["policy"]: each["share"] for each in evaluation["policies"]}
     return [
         Measure(
-            f"worth of {evaluation['k']} posts, over the oracle's",
+            f"worth of the best {evaluation['k']} by score, over the oracle's",
             share["ranker_without_twhin"],
             share["ranker"],
             share["oracle"],

@@ -55,11 +55,11 @@ def render_page(findings: Findings, title: str) -> str:
 
 _LEAD = (
     "On the last day of the log, which nothing was trained on or chosen by. The oracle knows the true probability of "
-    "every engagement; reached: the way from chance to the oracle that was gone."
+    "every engagement; reached: the way from chance to the oracle that was gone, where positives are enough to tell."
 )
 _WORTH_LEAD = (
     "True expected engagement by the weights of 2023, discounted by place, as a share of what the oracle shows: the "
-    "best of all posts that may be shown. Beneath each share its 95% interval over users."
+    "best of all posts that may be shown. With 95% intervals over users."
 )
 _RECALL_LEAD = (
     "Of the posts that are truly best for a user, the share among the candidates; beside it what as many posts at "
@@ -106,12 +106,12 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _measures(measures: Sequence[Measure]) -> str:
     rows = (
         (
-            escape(each.name),
+            escape(each.title),
             f"{each.chance:.3f}",
             f"{each.without_twhin:.3f}",
             f"{each.with_twhin:.3f}",
             f"{each.oracle:.3f}",
-            _bar(each.reached),
+            "–" if each.reached is None else _bar(each.reached),
         )
         for each in measures
     )
@@ -125,16 +125,14 @@ def _bar(share: float, note: str = "") -> str:
 
 
 def _policies(findings: Findings) -> str:
-    rows = []
-    for each in findings.timelines["policies"]:
-        low, high = each["share_interval"]
-        rows.append(
-            (
-                escape(each["policy"].replace("_", " ")),
-                element("span", escape(POLICIES[each["policy"]])),
-                _bar(each["share"], f"{low:.0%}–{high:.0%}"),
-            )
+    rows = (
+        (
+            escape(each["policy"].replace("_", " ")),
+            element("span", escape(POLICIES[each["policy"]])),
+            _bar(each["share"], _interval(each["share_interval"])),
         )
+        for each in findings.timelines["policies"]
+    )
     return _table(("", "what is shown", "share of the oracle"), rows)
 
 
@@ -206,7 +204,7 @@ def _served_measures(measures: Sequence[Measure]) -> dict[str, Any]:
         "lead": _LEAD,
         "columns": ["", "chance", WITHOUT, WITH, "oracle", "reached"],
         "rows": [
-            [each.name, each.chance, each.without_twhin, each.with_twhin, each.oracle, each.reached]
+            [each.title, each.chance, each.without_twhin, each.with_twhin, each.oracle, each.reached]
             for each in measures
         ],
         "percent": ["reached"],
@@ -214,12 +212,20 @@ def _served_measures(measures: Sequence[Measure]) -> dict[str, Any]:
     }
 
 
+def _interval(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"{low:.0%}–{high:.0%}"
+
+
 def _served_policies(timelines: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": f"What {timelines['k']} posts are worth",
         "lead": _WORTH_LEAD,
-        "columns": ["", "worth", "share of the oracle"],
-        "rows": [[each["policy"].replace("_", " "), each["value"], each["share"]] for each in timelines["policies"]],
+        "columns": ["", "worth", "share of the oracle", "95%"],
+        "rows": [
+            [each["policy"].replace("_", " "), each["value"], each["share"], _interval(each["share_interval"])]
+            for each in timelines["policies"]
+        ],
         "percent": ["share of the oracle"],
         "bar": "share of the oracle",
     }

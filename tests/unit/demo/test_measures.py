@@ -74,6 +74,12 @@ def test_reached_is_the_way_from_chance() -> None:
     assert Measure("m", 0.6, 0.7, 0.9, 0.5).reached == pytest.approx(0.5)
 
 
+def test_a_figure_of_few_positives_says_so() -> None:
+    few, many = (Measure("AUROC", 0.6, 0.7, 0.9, 0.5, positives=number) for number in (3, 100))
+    assert (few.title, few.reached) == ("AUROC (3 positives)", None)
+    assert (many.title, many.reached) == ("AUROC", pytest.approx(0.5))
+
+
 def test_shares_of_timelines() -> None:
     policies = [
         {"policy": name, "share": share}
@@ -89,7 +95,16 @@ def test_a_folder_is_for_one_demo(tmp_path: Path) -> None:
     layout.claim(WorldConfig.of_size("tiny", 0))
     with pytest.raises(UserError, match="another size or seed"):
         layout.claim(WorldConfig.of_size("tiny", 1))
+    (tmp_path / "demo").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="was made as"):
+        Layout(tmp_path / "moved").claim(WorldConfig.of_size("tiny", 0))
+    (tmp_path / "moved" / "demo.json").write_text("[]")
+    with pytest.raises(UserError, match="damaged"):
+        Layout(tmp_path / "moved").claim(WorldConfig.of_size("tiny", 0))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not of a demo"):
         Layout(tmp_path / "other").claim(WorldConfig.of_size("tiny", 0))
+    for place in (tmp_path / "other" / "letter.txt", tmp_path / "other" / "letter.txt" / "below"):
+        with pytest.raises(UserError, match="cannot be a folder"):
+            Layout(place).claim(WorldConfig.of_size("tiny", 0))
