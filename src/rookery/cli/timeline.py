@@ -30,7 +30,7 @@ class Order(enum.Enum):
 
 
 class Weights(enum.Enum):
-    """A published set of weights."""
+    """A published set of weights; what the ranker does not predict is left out of it."""
 
     Y2023 = "2023"
     Y2026 = "2026"
@@ -83,11 +83,11 @@ def _show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print a user's timeline, and why each post stands where it does."""
-    from rookery.timeline.config import WEIGHT_PRESETS
+    from rookery.timeline.scoring import weights_for
     from rookery.timeline.timeline import Timeline
 
     timeline = Timeline.open(bundle)
-    chosen = None if weights is None else WEIGHT_PRESETS[weights.value]
+    chosen = None if weights is None else weights_for(weights.value, timeline.tasks)
     posts = timeline.timeline(user, num_posts, weights=chosen, diversity=diversity, order=order.value)
     result = {"user": timeline.user(user), "version": timeline.version, "posts": posts}
     emit(result, as_json, lambda: _posts_table(user, posts))
@@ -149,6 +149,8 @@ def _facts(out: Path, manifest: BundleManifest) -> Table:
         ("recent posts", recent),
     ):
         table.add_row(name, value)
+    if manifest.weights_left_out:
+        table.add_row("not predicted, so not weighed", ", ".join(manifest.weights_left_out))
     return table
 
 

@@ -41,7 +41,7 @@ from rookery.timeline.map import draw_map
 from rookery.timeline.pool import RecentPosts
 from rookery.timeline.retrieval import PostSearch, Vectors
 from rookery.timeline.scorer import Scorer
-from rookery.timeline.scoring import weight_vector
+from rookery.timeline.scoring import left_out_of, weight_vector, weights_for
 from rookery.twhin.export import Export
 from rookery.twhin.index import StoredIndex, build_index
 from rookery.twhin.index_config import HnswConfig
@@ -66,6 +66,8 @@ class BundleManifest(BaseModel):
     now: str
     """The time of the catalog: ISO 8601, UTC."""
     tasks: tuple[str, ...]
+    weights_left_out: tuple[str, ...] = ()
+    """Tasks that the named set of weights has and the ranker does not predict."""
     num_users: int
     num_posts: int
     num_recent_posts: int
@@ -173,7 +175,8 @@ def build_bundle(
 def _open_parts(origins: Mapping[str, Path], config: TimelineConfig) -> _Parts:
     catalog, ranker = Catalog.open(origins[_CATALOG]), RankerExport.open(origins[_RANKER])
     twhin = open_source(Export.open(origins[_TWHIN]).path)  # an export: a run is none
-    weight_vector(config.weights_by_task(), Scorer(catalog, ranker).tasks)
+    tasks = Scorer(catalog, ranker).tasks
+    weight_vector(weights_for(config.weights, tasks), tasks)
     recent = RecentPosts(catalog, config.max_age_hours)
     if not len(recent):
         raise DataError(f"{origins[_CATALOG]}: no post of the last {config.max_age_hours:g} hours; raise max_age_hours")
@@ -200,6 +203,7 @@ def _manifest(parts: _Parts, folder: Path) -> BundleManifest:
         versions={"rookery": rookery.__version__, "torch": str(torch.__version__)},
         now=iso_time(parts.catalog.now_us),
         tasks=parts.ranker.tasks,
+        weights_left_out=left_out_of(parts.config.weights, parts.ranker.tasks),
         num_users=len(parts.catalog.user_ids),
         num_posts=len(parts.catalog.post_ids),
         num_recent_posts=len(parts.recent),

@@ -77,7 +77,7 @@ class TimelineConfig(StrictModel):
     """Candidates, weights and what is done to scores."""
 
     weights: Preset | dict[str, _Weight] = "2023"
-    """The name of a set, or a weight for each engagement; one that is not named weighs 0."""
+    """The name of a set, of which counts what the ranker predicts; or a weight for each engagement, 0 if not named."""
     num_in_network: int = Field(default=200, ge=0)
     """The newest posts of followed authors."""
     num_out_of_network: int = Field(default=300, ge=0)
@@ -95,10 +95,6 @@ class TimelineConfig(StrictModel):
     def _year(cls, value: object) -> object:
         """YAML reads ``weights: 2023`` as a number."""
         return str(value) if isinstance(value, int) else value
-
-    def weights_by_task(self) -> Mapping[str, float]:
-        """The weights, whichever way they are given."""
-        return self.weights if isinstance(self.weights, dict) else WEIGHT_PRESETS[self.weights]
 
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rookery.config.suggest import did_you_mean
 from rookery.errors import UserError
-from rookery.timeline.config import AuthorDiversity
+from rookery.timeline.config import WEIGHT_PRESETS, AuthorDiversity, Preset
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -27,6 +27,29 @@ def weight_vector(weights: Mapping[str, float], tasks: Sequence[str]) -> Floats:
         if weight and name not in tasks:
             raise UserError(f"weights.{name}={weight}: the ranker does not predict it; {did_you_mean(name, tasks)}")
     return np.array([weights.get(task, 0.0) for task in tasks])
+
+
+def weights_for(weights: Preset | Mapping[str, float], tasks: Sequence[str]) -> Mapping[str, float]:
+    """A named set cut down to the tasks that are predicted; weights by task as they are.
+
+    Raises ``UserError`` where nothing of a set is left that weighs anything.
+    """
+    if not isinstance(weights, str):
+        return weights
+    kept = {task: weight for task, weight in WEIGHT_PRESETS[weights].items() if task in tasks}
+    if not any(kept.values()):
+        raise UserError(
+            f"weights={weights}: the ranker predicts none of the tasks that it weighs; give weights by task, "
+            f"of {', '.join(tasks)}"
+        )
+    return kept
+
+
+def left_out_of(weights: Preset | Mapping[str, float], tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks that a named set weighs and that are not predicted."""
+    if not isinstance(weights, str):
+        return ()
+    return tuple(task for task, weight in WEIGHT_PRESETS[weights].items() if weight and task not in tasks)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from rookery.timeline.posts import (
 )
 from rookery.timeline.retrieval import PostSearch, Vectors
 from rookery.timeline.scorer import Scorer
-from rookery.timeline.scoring import Floats, Scored, best_first, score, weight_vector
+from rookery.timeline.scoring import Floats, Scored, best_first, score, weight_vector, weights_for
 from rookery.twhin.retrieval import Neighbor
 
 
@@ -59,7 +59,7 @@ class Timeline:
         self._truth = truth
         self._scorer = Scorer(bundle.catalog, ranker or bundle.ranker)
         self.tasks = self._scorer.tasks
-        self._weights = weight_vector(self.config.weights_by_task(), self.tasks)
+        self._weights = weight_vector(weights_for(self.config.weights, self.tasks), self.tasks)
         self.recent = RecentPosts(bundle.catalog, self.config.max_age_hours)
         vectors = Vectors(bundle.twhin, bundle.catalog, self.config.interests)
         search = PostSearch(vectors, self.recent, None if bundle.index is None else bundle.index.index)

@@ -11,9 +11,10 @@ from small_timeline import NUM_POSTS, NUM_USERS, small_catalog, write_small_rank
 
 from rookery.config.loader import parse_config
 from rookery.data.catalog import Catalog
+from rookery.data.engagements import ENGAGEMENTS
 from rookery.errors import DataError, UserError
 from rookery.timeline.bundle import Bundle, attach_metrics, build_bundle, read_manifest
-from rookery.timeline.config import TimelineConfig
+from rookery.timeline.config import WEIGHT_PRESETS, TimelineConfig
 from rookery.timeline.timeline import Timeline
 
 
@@ -117,6 +118,32 @@ def reading(column):
         return found
 
     return changed
+
+
+@pytest.fixture(scope="module")
+def nine(parts, tmp_path_factory):
+    """An export of a ranker that does not predict reports."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("small_timeline.ENGAGEMENTS", tuple(name for name in ENGAGEMENTS if name != "is_reported"))
+        return write_small_ranker(tmp_path_factory.mktemp("nine") / "ranker", small_catalog(), None)
+
+
+def test_a_named_set_is_cut_down_to_what_the_ranker_predicts(parts, nine, tmp_path):
+    made_of = {"catalog": parts.catalog, "ranker": nine, "twhin": parts.twhin}
+    manifest = build_bundle(tmp_path / "bundle", **made_of, config=TimelineConfig())
+    assert manifest.weights_left_out == ("is_reported",)
+    timeline = Timeline.open(tmp_path / "bundle")
+    kept = {task: weight for task, weight in WEIGHT_PRESETS["2023"].items() if task != "is_reported"}
+    assert timeline.weights == kept
+    [post] = timeline.rank("user_3", ["post_1"])
+    assert post.score == pytest.approx(sum(kept[task] * chance for task, chance in post.probabilities.items()))
+    given = TimelineConfig(weights=dict(WEIGHT_PRESETS["2023"]))
+    with pytest.raises(UserError, match=r"weights\.is_reported=-369\.0: the ranker does not predict it"):
+        build_bundle(tmp_path / "given", **made_of, config=given)
+
+
+def test_a_set_that_is_predicted_is_left_whole(bundle):
+    assert read_manifest(bundle).weights_left_out == ()
 
 
 def test_many_recent_posts_get_an_index(parts, tmp_path, timeline):

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from rookery.errors import UserError
 from rookery.timeline.config import AuthorDiversity
-from rookery.timeline.scoring import best_first, diversity_factors, of_positive, score, weight_vector
+from rookery.timeline.scoring import (
+    best_first,
+    diversity_factors,
+    left_out_of,
+    of_positive,
+    score,
+    weight_vector,
+    weights_for,
+)
 
 SCORES = st.floats(-50, 50, allow_nan=False)
 
@@ -95,6 +103,18 @@ def test_a_weight_of_nothing_that_is_predicted_is_refused():
     with pytest.raises(UserError, match=r"weights\.is_favorite=1\.0: .* did you mean 'is_favorited'\?"):
         weight_vector({"is_favorite": 1.0}, ("is_favorited", "is_replied"))
     assert weight_vector({"unknown": 0.0}, ("a",)).tolist() == [0.0]
+
+
+def test_a_named_set_counts_for_what_is_predicted():
+    tasks = ("is_video_playback_50", "is_replied", "is_favorited")
+    assert weights_for("2026", tasks) == {"is_favorited": 0.5, "is_replied": 5.0, "is_video_playback_50": 0.0}
+    left_out = ("is_retweeted", "is_good_clicked_v1", "is_good_clicked_v2", "is_negative_feedback", "is_reported")
+    assert left_out_of("2026", tasks) == left_out
+    given = {"is_reported": -1.0}
+    assert weights_for(given, tasks) is given
+    assert left_out_of(given, tasks) == ()
+    with pytest.raises(UserError, match=r"weights=2026: the ranker predicts none .* of is_video_playback_50"):
+        weights_for("2026", tasks[:1])
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
