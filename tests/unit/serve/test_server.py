@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -168,7 +169,14 @@ def test_too_many_connections_are_turned_away(bundle, tmp_path):
         wait_until(lambda: server.num_sockets() < 40)  # what is far too much is dropped at once
         for connection in held:
             connection.close()
-        wait_until(lambda: httpx.get(f"{server.address}/healthz").status_code == 200)
+        wait_until(lambda: is_well(server))
+
+
+def is_well(server):
+    """A connection that is made before the closed ones are noticed may be dropped as well."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{server.address}/healthz").status_code == 200
+    return False
 
 
 @pytest.mark.parametrize(
