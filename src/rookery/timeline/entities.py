@@ -35,9 +35,11 @@ class Entities:
         return self._similar(self._vectors.post_type, post_id, k)
 
     def users(self, prefix: str, limit: int) -> list[dict[str, Any]]:
-        """Users by the beginning of their ids, those first who were shown most."""
-        found = np.flatnonzero(pc.starts_with(self._active_ids, prefix).to_numpy(zero_copy_only=False))[:limit]
-        return [self.user(int(row)) for row in self._most_active[found]]
+        """Users by the beginning of their ids: whose id is just that, then those first who were shown most."""
+        found = np.flatnonzero(pc.starts_with(self._active_ids, prefix).to_numpy(zero_copy_only=False))
+        goes_on = pc.not_equal(self._active_ids.take(pa.array(found)), prefix).to_numpy(zero_copy_only=False)
+        exact_first = found[np.argsort(goes_on, kind="stable")][:limit]
+        return [self.user(int(row)) for row in self._most_active[exact_first]]
 
     def user(self, row: int) -> dict[str, Any]:
         """Numbers of a user, and the topics favourited most."""

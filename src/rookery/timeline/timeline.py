@@ -150,7 +150,7 @@ class Timeline:
         return self._entities.similar_posts(post_id, k)
 
     def users(self, prefix: str = "", limit: int = 20) -> list[dict[str, Any]]:
-        """Users whose ids begin with ``prefix``, those first who were shown most."""
+        """Users whose ids begin with ``prefix``: whose id is just that, then those first who were shown most."""
         return self._entities.users(prefix, limit)
 
     def user(self, user_id: str) -> dict[str, Any]:

@@ -234,12 +234,22 @@ def test_facts_of_posts_and_users(timeline):
 
 
 def test_users_by_the_beginning_of_their_ids(timeline):
-    found = [user["id"] for user in timeline.users("user_1", 100)]
-    assert sorted(found) == sorted(f"user_{row}" for row in (1, *range(10, 20)))
+    found = [user["id"] for user in timeline.users("user_", 100)]
+    assert sorted(found) == sorted(f"user_{row}" for row in range(NUM_USERS))
     impressions = [timeline.user(user)["impressions"] for user in found]
     assert impressions == sorted(impressions, reverse=True)
-    assert [user["id"] for user in timeline.users("user_1", 3)] == found[:3]
+    assert [user["id"] for user in timeline.users("user_", 3)] == found[:3]
     assert timeline.users("nobody") == []
+
+
+@pytest.mark.parametrize("row", range(1, 5))
+def test_who_is_named_whole_comes_before_longer_names(timeline, row):
+    found = [user["id"] for user in timeline.users(f"user_{row}", 100)]
+    assert found[0] == f"user_{row}"
+    assert sorted(found[1:]) == [f"user_{10 * row + digit}" for digit in range(10)]
+    impressions = [timeline.user(user)["impressions"] for user in found[1:]]
+    assert impressions == sorted(impressions, reverse=True)
+    assert [user["id"] for user in timeline.users(f"user_{row}", 1)] == [f"user_{row}"]
 
 
 def test_neighbors_are_nearest_by_cosine(timeline):
