@@ -241,7 +241,7 @@ def cpu_seconds(address: str) -> float:
 def measure_demo(bundle: Path, seconds: float) -> dict[str, Any]:
     timeline = open_bundle(bundle)
     users = [user["id"] for user in timeline.users("", 100)]
-    posts = timeline.map()["posts"]["id"]
+    posts = json.loads(timeline.map())["posts"]["id"]
     drawn = random.Random(SEED)
     ranks = [
         json.dumps({"user_id": user, "post_ids": [drawn.choice(posts) for _ in range(NUM_RANKED)]}).encode()

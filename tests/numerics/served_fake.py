@@ -155,12 +155,12 @@ class FakeTimeline:
             "version": self.version,
         }
 
-    def map(self) -> dict[str, Any]:
+    def map(self) -> bytes:
         point = {"id": ["user_1"], "x": [0.1], "y": [-0.2]}
-        return {"method": "t-SNE", "users": point, "posts": {**point, "topic": ["topic_1"]}}
+        return json.dumps({"method": "t-SNE", "users": point, "posts": {**point, "topic": ["topic_1"]}}).encode()
 
-    def metrics(self) -> dict[str, Any]:
-        return {}
+    def metrics(self) -> bytes:
+        return b"{}"
 
 
 def number(name: str, kind: str, count: int) -> int:

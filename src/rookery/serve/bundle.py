@@ -15,10 +15,11 @@ from rookery.serve.metrics import ServiceMetrics
 logger = logging.getLogger(__name__)
 
 MANIFEST = "bundle.json"
+METRICS = "metrics.json"  # may be attached later
 
 Served = TypeVar("Served")
 
-Signature = tuple[str, int, int, int] | None
+Signature = tuple[object, ...] | None
 
 
 class BundleHolder(Generic[Served]):
@@ -45,13 +46,21 @@ class BundleHolder(Generic[Served]):
         self.current = self._opener(self._bundle.resolve())
 
     def _signature(self) -> Signature:
-        """Changes when another manifest lies there; None while there is none."""
+        """Changes when another manifest lies there, or other metrics; None while there is no manifest."""
         try:
-            manifest = self._bundle.resolve() / MANIFEST
-            found = manifest.stat()
+            folder = self._bundle.resolve()
         except (OSError, RuntimeError):  # the latter: links that lead in a circle
             return None
-        return str(manifest), found.st_dev, found.st_ino, found.st_mtime_ns
+        manifest = _written(folder / MANIFEST)
+        return None if manifest is None else (folder, manifest, _written(folder / METRICS))
+
+
+def _written(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def set_aside_what_stays() -> None:

@@ -6,21 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic_core import to_json
 
+from rookery.errors import DataError
+from rookery.timeline.bundle import METRICS
 from rookery.timeline.config import WEIGHT_PRESETS
 from rookery.timeline.posts import Query, RankQuery, TimelineQuery
 from rookery.timeline.timeline import Timeline
 
 _MAP_DIGITS = 4
 
+MAX_POINTS = 200_000
+"""Of the map; 9 MB of JSON. Of more, every n-th is shown."""
+
+MAX_METRICS_BYTES = 16_777_216
+"""Of ``metrics.json``, which holds whatever was attached."""
+
 
 class BundleTimeline:
-    """Answers from one bundle."""
+    """Answers from one bundle. Nothing is read after it was made: by then another bundle may lie in the folder."""
 
     def __init__(self, timeline: Timeline) -> None:
+        """Raises ``DataError`` for metrics that are too large or no JSON."""
         self._timeline = timeline
+        self._map, self._metrics = _encoded(_map(timeline)), _encoded(_metrics(timeline))
         self.version, self.tasks, self.weights = timeline.version, timeline.tasks, timeline.weights
         self.answer = timeline.answer
         self.candidates, self.users, self.user = timeline.candidates, timeline.users, timeline.user
@@ -45,20 +57,13 @@ class BundleTimeline:
             "version": self.version,
         }
 
-    def map(self) -> Mapping[str, Any]:
+    def map(self) -> bytes:
         """Users and posts in the plane, in columns."""
-        points = self._timeline.bundle.map()
-        posts = points.filter(pc.equal(points["kind"], "post"))
-        topics = [self._timeline.post(post)["topic"] for post in posts["id"].to_pylist()]
-        return {
-            "method": "t-SNE",
-            "users": _columns(points.filter(pc.equal(points["kind"], "user"))),
-            "posts": {**_columns(posts), "topic": topics},
-        }
+        return self._map
 
-    def metrics(self) -> Mapping[str, Any]:
-        """What was attached to the bundle."""
-        return self._timeline.bundle.metrics() or {}
+    def metrics(self) -> bytes:
+        """What was attached to the bundle before it was opened."""
+        return self._metrics
 
 
 def open_bundle(bundle: Path) -> BundleTimeline:
@@ -71,6 +76,29 @@ def warmed_up(timeline: Timeline) -> BundleTimeline:
     first = timeline.users("", 1)
     timeline.answer([TimelineQuery(user["id"], k=1) for user in first])
     return BundleTimeline(timeline)
+
+
+def _map(timeline: Timeline) -> Mapping[str, Any]:
+    points = timeline.bundle.map()
+    points = points.take(np.arange(0, len(points), max(-(-len(points) // MAX_POINTS), 1)))
+    posts = points.filter(pc.equal(points["kind"], "post"))
+    topics = [timeline.post(post)["topic"] for post in posts["id"].to_pylist()]
+    return {
+        "method": "t-SNE",
+        "users": _columns(points.filter(pc.equal(points["kind"], "user"))),
+        "posts": {**_columns(posts), "topic": topics},
+    }
+
+
+def _metrics(timeline: Timeline) -> Mapping[str, Any]:
+    file = timeline.bundle.path / METRICS
+    if file.exists() and (size := file.stat().st_size) > MAX_METRICS_BYTES:
+        raise DataError(f"{file}: {size:,} bytes; attach at most {MAX_METRICS_BYTES:,}")
+    return timeline.bundle.metrics() or {}
+
+
+def _encoded(value: Any) -> bytes:
+    return to_json(value, inf_nan_mode="null")
 
 
 def _columns(points: pa.Table) -> dict[str, list[Any]]:

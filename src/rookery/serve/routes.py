@@ -147,12 +147,12 @@ def _add_descriptions(router: APIRouter, service: Service) -> None:
     @router.get("/map", response_model=MapResponse, responses=_refusals())
     async def embedding_map() -> Response:
         """Users and recent posts in the plane: near each other where their vectors are."""
-        return await _look_up(service, lambda served: served.map())
+        return _answer(service.served.map())
 
     @router.get("/metrics", response_model=MetricsResponse, responses=_refusals())
     async def metrics() -> Response:
         """What was measured when the bundle was made; empty where nothing was."""
-        return await _look_up(service, lambda served: served.metrics())
+        return _answer(service.served.metrics())
 
 
 async def _look_up(service: Service, find: Callable[[Served], Any]) -> Response:

@@ -53,11 +53,11 @@ class Served(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Tasks, weights and factors."""
 
-    def map(self) -> Mapping[str, Any]:
-        """Users and posts in the plane."""
+    def map(self) -> bytes:
+        """Users and posts in the plane, as JSON."""
 
-    def metrics(self) -> Mapping[str, Any]:
-        """What was measured when the bundle was made; may be empty."""
+    def metrics(self) -> bytes:
+        """What was measured when the bundle was made, as JSON; may be an empty object."""
 
 
 class Opener(Protocol):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
+from serving import wait_until
 from small_timeline import write_parts
 
+from rookery.errors import DataError
+from rookery.serve import bundle_timeline
 from rookery.serve.bundle_timeline import open_bundle
 from rookery.serve.messages import ConfigResponse, MapResponse, NeighborsResponse, RankResponse, TimelineResponse
+from rookery.timeline.bundle import attach_metrics
 from rookery.timeline.config import WEIGHT_PRESETS
 from rookery.timeline.timeline import Timeline
 
@@ -127,6 +135,48 @@ def test_unknown_ids_come_with_the_nearest_known_one(client):
     response = client.post("/v1/timeline", json={"user_id": "user_1x", "k": 1})
     assert response.status_code == 404
     assert "did you mean 'user_1" in response.json()["error"]["message"]
+
+
+def test_what_lies_in_the_folder_by_now_is_not_served(bundle, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    attach_metrics(copy, {"tables": [{"rows": [[1.5]]}]})
+    served = open_bundle(copy)
+    before = served.map()
+    pq.write_table(served._timeline.bundle.map().slice(0, 3), copy / "map.parquet")
+    attach_metrics(copy, {"tables": []})
+    assert json.loads(served.metrics()) == {"tables": [{"rows": [[1.5]]}]}
+    shutil.rmtree(copy)
+    assert served.map() == before and len(json.loads(before)["users"]["id"]) > 40
+    assert json.loads(served.metrics()) == {"tables": [{"rows": [[1.5]]}]}
+
+
+def test_a_map_of_too_many_points_is_thinned_out(bundle, monkeypatch):
+    every = json.loads(open_bundle(bundle).map())
+    monkeypatch.setattr(bundle_timeline, "MAX_POINTS", 100)
+    some = json.loads(open_bundle(bundle).map())
+    num_points = len(every["users"]["id"]) + len(every["posts"]["id"])
+    step = math.ceil(num_points / 100)
+    assert step > 1
+    assert some["users"]["id"] + some["posts"]["id"] == (every["users"]["id"] + every["posts"]["id"])[::step]
+
+
+def test_metrics_that_are_too_large_are_not_opened(bundle, tmp_path, monkeypatch):
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    attach_metrics(copy, {"curve": list(range(1_000))})
+    open_bundle(copy)
+    monkeypatch.setattr(bundle_timeline, "MAX_METRICS_BYTES", 1_000)
+    with pytest.raises(DataError, match=r"metrics\.json: [\d,]+ bytes; attach at most 1,000"):
+        open_bundle(copy)
+
+
+def test_metrics_that_are_attached_later_are_served(bundle, tmp_path, serve_bundle):
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    client = serve_bundle(copy, open_bundle).client
+    assert client.get("/v1/metrics").json() == {}
+    attach_metrics(copy, {"tables": []})
+    wait_until(lambda: client.get("/v1/metrics").json() == {"tables": []})
+    (copy / "metrics.json").unlink()
+    wait_until(lambda: client.get("/v1/metrics").json() == {})
 
 
 def command(*arguments: str) -> list[str]:
