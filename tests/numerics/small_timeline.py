@@ -122,10 +122,12 @@ def write_twhin(out: Path, comparator: str = "dot", num_posts: int = NUM_POSTS) 
     return out
 
 
-def write_vectors_of(out: Path, catalog: Catalog) -> Path:
-    """Random vectors of all users and posts of any catalog."""
+def write_vectors_of(
+    out: Path, catalog: Catalog, *, num_users: int | None = None, num_posts: int | None = None
+) -> Path:
+    """Random vectors of all users and posts of any catalog, or of the first ones."""
     generator = torch.Generator().manual_seed(2)
-    ids = {"user": catalog.user_ids, "post": catalog.post_ids}
+    ids = {"user": catalog.user_ids[:num_users], "post": catalog.post_ids[:num_posts]}
     rows = {name: torch.randn(len(names), DIM, generator=generator) for name, names in ids.items()}
     embeddings = dataclasses.replace(small_embeddings(), rows=rows)
     vocabularies = {name: Vocabulary(name, pa.table({"id": names})) for name, names in ids.items()}

@@ -181,7 +181,25 @@ def _open_parts(origins: Mapping[str, Path], config: TimelineConfig) -> _Parts:
     if not len(recent):
         raise DataError(f"{origins[_CATALOG]}: no post of the last {config.max_age_hours:g} hours; raise max_age_hours")
     vectors = Vectors(twhin, catalog, config.interests)
-    return _Parts(origins, config, catalog, ranker, twhin, vectors, recent, PostSearch(vectors, recent, None))
+    parts = _Parts(origins, config, catalog, ranker, twhin, vectors, recent, PostSearch(vectors, recent, None))
+    _require_vectors_of_the_catalog(parts)
+    return parts
+
+
+def _require_vectors_of_the_catalog(parts: _Parts) -> None:
+    """A few ids in common are chance: half of those who ask, and of what can be found, must have vectors."""
+    has_history = (parts.catalog.counts.recent >= 0).any(1)
+    has_vector = parts.vectors.user_rows >= 0
+    for known, wanted, whose in (
+        (int((has_history & has_vector).sum()), int(has_history.sum()), "users with favourites"),
+        (len(parts.search.places), len(parts.recent), "recent posts, by the post or its author,"),
+    ):
+        if 2 * known < wanted:
+            raise DataError(
+                f"{parts.origins[_TWHIN]}: has vectors of {known:,} of the {wanted:,} {whose} in "
+                f"{parts.origins[_CATALOG]}, fewer than half; name the export of a run that was trained on the edges "
+                "of the same users and posts"
+            )
 
 
 def _write_index(parts: _Parts, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from rookery.config.base import StrictModel
 
@@ -42,6 +42,11 @@ WEIGHT_PRESETS: Mapping[Preset, Mapping[str, float]] = {
 """Weights of the engagements in a post's score, as published on 5 April 2023 and by the successor in 2026."""
 
 _Weight: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+_Weights: TypeAlias = Annotated[
+    Annotated[Preset, Tag("set")] | Annotated[dict[str, _Weight], Tag("map")],
+    # Of one that is wrong only what is wrong as what it was meant for is told.
+    Discriminator(lambda value: "map" if isinstance(value, Mapping) else "set"),
+]
 
 
 class AuthorDiversity(StrictModel):
@@ -76,7 +81,7 @@ class Interests(StrictModel):
 class TimelineConfig(StrictModel):
     """Candidates, weights and what is done to scores."""
 
-    weights: Preset | dict[str, _Weight] = "2023"
+    weights: _Weights = "2023"
     """The name of a set, of which counts what the ranker predicts; or a weight for each engagement, 0 if not named."""
     num_in_network: int = Field(default=200, ge=0)
     """The newest posts of followed authors."""
@@ -94,7 +99,9 @@ class TimelineConfig(StrictModel):
     @classmethod
     def _year(cls, value: object) -> object:
         """YAML reads ``weights: 2023`` as a number."""
-        return str(value) if isinstance(value, int) else value
+        if isinstance(value, Mapping) or str(value) in PRESETS:
+            return value if isinstance(value, Mapping) else str(value)
+        raise ValueError(f"must name a set of weights, {' or '.join(PRESETS)}, or map engagements to weights")
 
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)

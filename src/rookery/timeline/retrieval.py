@@ -20,6 +20,7 @@ from rookery.errors import UserError
 from rookery.timeline.config import Interests
 from rookery.timeline.pool import Flags, RecentPosts, Rows
 from rookery.twhin.comparators import COMPARATORS
+from rookery.twhin.embeddings import ScoredRelation
 from rookery.twhin.index import RowIndex
 from rookery.twhin.interests import cluster_history, merge_hits
 from rookery.twhin.search import Hits, similarity_metric
@@ -41,13 +42,13 @@ class Vectors:
     """TwHIN's vectors of the users and posts of a catalog, compared as entities of one type are."""
 
     def __init__(self, source: Source, catalog: Catalog, interests: Interests) -> None:
-        """Raises ``UserError`` for a relation that is not there or no vectors can answer, and for vectors of others."""
+        """Raises ``UserError`` for a relation that is none from users to posts, or that no vectors can answer."""
         embeddings = source.embeddings
         self.source = source
         self.metric = similarity_metric(embeddings.comparator)
         self._catalog = catalog
         self._interests = interests
-        self._relation = source.relation_number(interests.relation)
+        self._relation = _relation_to_posts(source, catalog, interests.relation)
         spec = embeddings.relations[self._relation]
         self.user_type, self.post_type = spec.lhs, spec.rhs
         if not embeddings.query_form(Side.RHS, self._relation):
@@ -57,12 +58,6 @@ class Vectors:
             )
         self.user_rows: Rows = source.vocabularies[self.user_type].rows(catalog.user_ids)
         self.post_rows: Rows = source.vocabularies[self.post_type].rows(catalog.post_ids)
-        for kind, found in ((self.user_type, self.user_rows), (self.post_type, self.post_rows)):
-            if not (found >= 0).any():
-                raise UserError(
-                    f"{source.path}: has a vector of no {kind} of the catalog; export a run that was trained on the "
-                    "edges of the same users and posts"
-                )
         self._users = self._prepare(embeddings.rows[self.user_type].float())
         self._posts = self._prepare(embeddings.rows[self.post_type].float())
 
@@ -143,6 +138,33 @@ class PostSearch:
         scores = self._vectors.compare(question, self.table[rows]).gather(1, place)
         top = scores.masked_fill((found < 0) | ~is_allowed[found], -torch.inf).sort(dim=1, descending=True)
         return Hits(top.values, found.gather(1, top.indices).masked_fill(top.values.isneginf(), -1))
+
+
+def _relation_to_posts(source: Source, catalog: Catalog, name: str) -> int:
+    """The number of a relation that leads from users of the catalog to posts of it."""
+    relations = source.embeddings.relations
+    number = next((number for number, relation in enumerate(relations) if relation.name == name), None)
+    if number is not None and _leads_to_posts(source, catalog, relations[number]):
+        return number
+    fit = [relation.name for relation in relations if _leads_to_posts(source, catalog, relation)]
+    if not fit:
+        raise UserError(
+            f"{source.path}: has no relation from users of the catalog to posts of it; export a run that was trained "
+            "on the edges of the same users and posts"
+        )
+    wrong = (
+        "there is no such relation"
+        if number is None
+        else f"leads from {relations[number].lhs} to {relations[number].rhs}"
+    )
+    raise UserError(
+        f"interests.relation={name}: {wrong} in {source.path}; from users to posts lead {', '.join(fit)}: name one"
+    )
+
+
+def _leads_to_posts(source: Source, catalog: Catalog, relation: ScoredRelation) -> bool:
+    ends = ((relation.lhs, catalog.user_ids), (relation.rhs, catalog.post_ids))
+    return all(bool((source.vocabularies[kind].rows(ids) >= 0).any()) for kind, ids in ends)
 
 
 def _taken(table: Tensor, rows: Rows) -> tuple[Tensor, Flags]:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_timeline import NUM_POSTS, NUM_USERS, small_catalog, write_small_ranker
+from small_timeline import NUM_POSTS, NUM_USERS, small_catalog, write_small_ranker, write_vectors_of
 
 from rookery.config.loader import parse_config
 from rookery.data.catalog import Catalog
@@ -15,6 +15,7 @@ from rookery.data.engagements import ENGAGEMENTS
 from rookery.errors import DataError, UserError
 from rookery.timeline.bundle import Bundle, attach_metrics, build_bundle, read_manifest
 from rookery.timeline.config import WEIGHT_PRESETS, TimelineConfig
+from rookery.timeline.pool import RecentPosts
 from rookery.timeline.timeline import Timeline
 
 
@@ -82,6 +83,7 @@ def test_an_earlier_bundle_is_replaced_when_told_to_and_nothing_else(parts, copy
     [
         ({"weights": {"is_favorite": 1.0}}, "did you mean 'is_favorited'"),
         ({"interests": {"relation": "likes"}}, "no such relation"),
+        ({"interests": {"relation": "follow"}}, "interests.relation=follow: leads from user to user"),
         ({"max_age_hours": 1e-6}, "no post of the last 1e-06 hours"),
     ],
 )
@@ -89,6 +91,38 @@ def test_what_does_not_fit_leaves_nothing(parts, tmp_path, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         parts.build(tmp_path / "bundle", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_of_few_of_those_who_ask_are_refused(parts, tmp_path):
+    """Of 50 users all but the second and the third have favourites: of the first 24 users 22, of the first 26 half."""
+    catalog = small_catalog()
+    few, enough = (write_vectors_of(tmp_path / str(number), catalog, num_users=number) for number in (24, 26))
+    made_of = {"catalog": parts.catalog, "ranker": parts.ranker, "config": TimelineConfig()}
+    complaint = f"{few}: has vectors of 22 of the 48 users with favourites in {parts.catalog}, fewer than half; name"
+    with pytest.raises(DataError, match=complaint):
+        build_bundle(tmp_path / "bundle", twhin=few, **made_of)
+    assert not (tmp_path / "bundle").exists()
+    assert build_bundle(tmp_path / "bundle", twhin=enough, **made_of).num_users_with_vector == 26
+
+
+def test_vectors_of_few_of_the_recent_posts_are_refused(parts, tmp_path):
+    """A post is found by its own vector or by its author's."""
+    catalog = small_catalog()
+    catalog.posts.authors[:] = 26 + catalog.posts.authors % 24  # nobody who has a vector writes
+    catalog.write(tmp_path / "catalog")
+    recent = RecentPosts(catalog, 48).rows  # newest first
+    middle = int(recent[len(recent) // 2])
+    few, enough = (
+        write_vectors_of(tmp_path / str(number), catalog, num_users=26, num_posts=number)
+        for number in (middle - 1, middle + 1)
+    )
+    made_of = {"catalog": tmp_path / "catalog", "ranker": parts.ranker, "config": TimelineConfig()}
+    complaint = (
+        rf"{few}: has vectors of \d+ of the {len(recent)} recent posts, by the post or its author, in {tmp_path}"
+    )
+    with pytest.raises(DataError, match=complaint):
+        build_bundle(tmp_path / "bundle", twhin=few, **made_of)
+    build_bundle(tmp_path / "bundle", twhin=enough, **made_of)
 
 
 def test_a_ranker_that_reads_what_no_catalog_has(parts, tmp_path, monkeypatch):

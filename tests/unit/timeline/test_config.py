@@ -35,8 +35,8 @@ def test_what_is_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        ({"weights": 1999}, "weights=1999"),
-        ({"weights": {"is_favorited": math.inf}}, "weights.is_favorited"),
+        ({"weights": {"is_favorited": math.inf}}, "^t: weights.is_favorited=inf: must be a finite number$"),
+        ({"weights": {"is_favorited": "much"}}, "^t: weights.is_favorited=much: must be a number$"),
         ({"author_diversity": {"decay": 1.5}}, "author_diversity.decay=1.5: must be at most 1"),
         ({"out_of_network_factor": -0.1}, "out_of_network_factor=-0.1: must be at least 0"),
         ({"max_age_hours": 0}, "max_age_hours=0"),
@@ -45,4 +45,17 @@ def test_what_is_written_is_read_again(tmp_path):
 )
 def test_what_cannot_be_is_refused(data, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        parse_config(TimelineConfig, data, "timeline.yaml")
+        parse_config(TimelineConfig, data, "t")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2024, "=2024"), ("2024", "=2024"), (True, "=True"), ([2023], ""), (None, ""), (2023.0, "=2023.0")],
+)
+def test_what_names_no_set_of_weights(value, shown):
+    with pytest.raises(ConfigError) as error:
+        parse_config(TimelineConfig, {"weights": value}, "timeline.yaml")
+    assert str(error.value) == (
+        f"timeline.yaml: weights{shown}: must name a set of weights, 2023 or 2026, or map engagements to weights; "
+        "leave it out for the default, 2023"
+    )

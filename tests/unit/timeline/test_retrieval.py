@@ -168,14 +168,21 @@ def test_nothing_is_found_where_nothing_is_allowed(twhin):
     assert sorted(everything.tolist()) == search.places.tolist()
 
 
-def test_a_relation_that_is_not_there(twhin):
-    with pytest.raises(UserError, match="did you mean 'favorite'"):
-        Vectors(twhin.source, CATALOG, Interests(relation="favourite"))
+@pytest.mark.parametrize(
+    ("relation", "complaint"),
+    [("nope", "there is no such relation in"), ("follow", "leads from user to user in")],
+)
+def test_a_relation_that_leads_to_no_posts(twhin, relation, complaint):
+    with pytest.raises(UserError) as error:
+        Vectors(twhin.source, CATALOG, Interests(relation=relation))
+    where = f"{complaint} {twhin.source.path}"
+    assert str(error.value) == f"interests.relation={relation}: {where}; from users to posts lead favorite: name one"
 
 
-def test_vectors_of_others_are_refused(twhin, tmp_path):
-    with pytest.raises(UserError, match="has a vector of no user of the catalog"):
-        Vectors(twhin.source, strangers(), Interests())
+def test_vectors_of_others_are_refused(twhin):
+    for relation in ("favorite", "nope"):
+        with pytest.raises(UserError, match="has no relation from users of the catalog to posts of it; export a run"):
+            Vectors(twhin.source, strangers(), Interests(relation=relation))
 
 
 def strangers():
