@@ -1,0 +1,125 @@
+"""The processes that train together: who they are, and the few things that they tell each other outside of the model.
+
+A process that torchrun did not start is a world of its own: every function works there and talks to nobody.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rookery.errors import UserError
+
+T = TypeVar("T")
+
+CHIEF = 0
+"""The rank that writes what one process alone may write."""
+
+
+def join_world(device: torch.device, timeout_s: float) -> None:
+    """Meet the other processes that torchrun started; a collective of theirs that takes longer than this is an error.
+
+    gloo carries tensors of the CPU, NCCL those of CUDA devices. Nothing happens in a process that is alone, or that has
+    joined. Raises ``UserError`` where the environment names a world that nobody can meet in.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but {', '.join(absent)} not set: start the processes with "
+            "torchrun, or unset WORLD_SIZE to train in this one alone"
+        )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    atexit.register(leave_world)
+
+
+def leave_world() -> None:
+    """Let go of the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else CHIEF
+
+
+def is_chief() -> bool:
+    """Whether this process writes what one alone may write."""
+    return rank() == CHIEF
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many processes train on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_max(tensor: Tensor) -> Tensor:
+    """The largest over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gather_objects(mine: T) -> list[T]:
+    """What each process gives, by rank, on all of them. It is pickled: for processes of one run alone."""
+    if world_size() == 1:
+        return [mine]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def share_object(mine: T) -> T:
+    """What the chief gives, on all processes."""
+    if world_size() == 1:
+        return mine
+    shared: list[Any] = [mine]
+    dist.broadcast_object_list(shared, src=CHIEF)
+    return shared[0]  # type: ignore[no-any-return]
+
+
+def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows ``[n, …]`` of every process, one after another by rank ``[sum n, …]``; ``n`` may differ."""
+    if world_size() == 1:
+        return rows
+    counts = gather_counts(rows.shape[0], rows.device, group)
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_counts(count: int, device: torch.device, group: dist.ProcessGroup | None = None) -> Sequence[int]:
+    """The ``count`` of each process, by rank."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = count
+    dist.all_reduce(counts, group=group)
+    return counts.tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,58 @@
+"""What processes of one world tell each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import RankFailed, run_ranks
+
+from rookery.errors import UserError
+from rookery.parallel import world
+
+
+def meet():
+    mine = torch.arange(world.rank() * 2.0).reshape(world.rank(), 2)
+    return {
+        "rank": world.rank(),
+        "is_chief": world.is_chief(),
+        "sum": world.all_sum(torch.tensor([world.rank() + 1.0])).item(),
+        "max": world.all_max(torch.tensor([world.rank()])).item(),
+        "objects": world.gather_objects(f"rank {world.rank()}"),
+        "shared": world.share_object({"from": world.rank()}),
+        "rows": world.all_gather_rows(mine).tolist(),
+    }
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_ranks_tell_each_other(size):
+    results = run_ranks(size, meet)
+    assert [each["rank"] for each in results] == list(range(size))
+    assert [each["is_chief"] for each in results] == [True] + [False] * (size - 1)
+    for each in results:
+        assert each["sum"] == sum(range(1, size + 1))
+        assert each["max"] == size - 1
+        assert each["objects"] == [f"rank {rank}" for rank in range(size)]
+        assert each["shared"] == {"from": 0}
+        assert each["rows"] == [[2.0 * row, 2.0 * row + 1] for rank in range(size) for row in range(rank)]
+
+
+def test_one_process_is_a_world_of_its_own():
+    assert (world.world_size(), world.rank(), world.is_chief()) == (1, 0, True)
+    assert meet()["objects"] == ["rank 0"]
+
+
+def fail_on_one():
+    if world.rank() == 1:
+        raise ValueError("no")
+
+
+def test_a_rank_that_fails_is_named():
+    with pytest.raises(RankFailed, match=r"(?s)rank 1:.*ValueError: no"):
+        run_ranks(2, fail_on_one)
+
+
+def test_a_world_that_nobody_can_meet_in_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="MASTER_ADDR.* not set: start the processes with torchrun"):
+        world.join_world(torch.device("cpu"), 1.0)
