@@ -73,7 +73,8 @@ def served(bundle: Path, log: Path, config: Path | None = None, command: list[st
 
 def write_config(folder: Path, **limits: Any) -> Path:
     """A configuration file with any port and these limits."""
-    others = {name: limits.pop(name) for name in ("drain_s", "stop_s", "reload_every_s", "batching") if name in limits}
+    fields = ("host", "drain_s", "stop_s", "reload_every_s", "batching")
+    others = {name: limits.pop(name) for name in fields if name in limits}
     path = folder / "serve.yaml"
     path.write_text(json.dumps({"port": 0, "limits": limits, **others}))
     return path

@@ -20,7 +20,7 @@ from rookery.timeline.timeline import Timeline
 _MAP_DIGITS = 4
 
 MAX_POINTS = 200_000
-"""Of the map; 9 MB of JSON. Of more, every n-th is shown."""
+"""Of the map; 6 MB of JSON. Of more, every n-th is shown."""
 
 MAX_METRICS_BYTES = 16_777_216
 """Of ``metrics.json``, which holds whatever was attached."""

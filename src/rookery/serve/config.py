@@ -60,9 +60,12 @@ class ServeConfig(StrictModel):
 
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the service."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is localhost, or one of this machine's own addresses (127.0.0.0/8, ::1)."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

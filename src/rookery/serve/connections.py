@@ -10,6 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from rookery.serve.failures import envelope, overloaded
+from rookery.serve.guard import SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 async def _too_many(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
     refused = overloaded("too many connections are open; try again soon")
-    refused.headers = {**(refused.headers or {}), "Connection": "close"}
+    refused.headers = {**(refused.headers or {}), **SECURITY_HEADERS, "Connection": "close"}
     await refused.response()(scope, receive, send)  # type: ignore[arg-type]
 
 
@@ -68,7 +69,10 @@ class GuardedProtocol(H11Protocol):
             self.transport.abort()  # in the middle of another answer
             return
         body = envelope("not_http", msg)
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        headers = [
+            *(("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")),
+            *SECURITY_HEADERS.items(),
+        ]
         events = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
         self.transport.write(b"".join(self.conn.send(event) for event in events))
         self.transport.close()

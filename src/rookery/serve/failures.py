@@ -66,8 +66,13 @@ def failure(status: int, code: str, message: str, headers: Mapping[str, str] | N
     return Response(envelope(code, message), status, headers, media_type="application/json")
 
 
+def internal() -> Response:
+    """500: our mistake, of which clients learn nothing."""
+    return failure(500, "internal", "something went wrong in the service; its log has more")
+
+
 def install_failures(app: FastAPI) -> None:
-    """Answer all that is raised while a request is served in one form."""
+    """Answer what is raised while a request is served in one form; ``Observed`` answers what nobody foresaw."""
 
     @app.exception_handler(Refused)
     async def _refused(_: Request, error: Refused) -> Response:
@@ -89,11 +94,6 @@ def install_failures(app: FastAPI) -> None:
     async def _http(_: Request, error: HTTPException) -> Response:
         status = 422 if error.status_code == 400 else error.status_code  # 400: the framework could not parse the body
         return failure(status, _CODES.get(status, "invalid_request"), error.detail, error.headers)
-
-    @app.exception_handler(Exception)
-    async def _internal(_: Request, __: Exception) -> Response:
-        # The framework raises it again behind the answer, and the server logs it with its traceback.
-        return failure(500, "internal", "something went wrong in the service; its log has more")
 
 
 def _sentence(error: RequestValidationError) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,13 +16,13 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rookery.serve.config import Limits
-from rookery.serve.failures import Refused, overloaded
+from rookery.serve.config import Limits, is_loopback
+from rookery.serve.failures import Refused, internal, overloaded
 from rookery.serve.lifecycle import Lifecycle
 from rookery.serve.metrics import ServiceMetrics
 from rookery.serve.token import Token
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+logger = logging.getLogger(__name__)
 
 API = "/v1/"
 _PROTECTED = (API, "/metrics")
@@ -39,12 +40,17 @@ SECURITY_HEADERS: Mapping[str, str] = {
 _DISCARDED_BODIES = 8
 """Of too large a body so many times the limit is read and thrown away, so that the client gets to its answer."""
 
+_HOST = re.compile(r"(\[(?P<bracketed>[0-9a-f:.]+)\]|(?P<plain>[a-z0-9.]+))(:\d+)?", re.IGNORECASE | re.ASCII)
+
 _STRING_OR_PLAIN = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[^][{}"]+', re.DOTALL)
 _STEPS = {bracket: 1 if bracket in b"[{" else -1 for bracket in b"[]{}"}
 
 
 class Observed:
-    """Counts and times every answer and gives it the headers that all have."""
+    """Counts and times every answer and gives it the headers that all have.
+
+    What nobody foresaw is answered here: behind it, the framework's own 500 would be neither counted nor have them.
+    """
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics, lifecycle: Lifecycle) -> None:
         self._app, self._metrics, self._lifecycle = app, metrics, lifecycle
@@ -66,6 +72,11 @@ class Observed:
 
         try:
             await self._app(scope, receive, observed_send)
+        except Exception:
+            if status:  # in the middle of an answer: the server cuts it off
+                raise
+            logger.exception("%s %s", scope["method"], _route(scope))
+            await internal()(scope, receive, observed_send)
         finally:
             route = _route(scope)
             self._metrics.requests.labels(route, str(status or "none")).inc()
@@ -82,6 +93,12 @@ def _route(scope: Scope) -> str:
     """The template of the path, of which there are few; clients could ask for any number of paths."""
     route = scope.get("route")
     return str(getattr(route, "path", "none"))
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether a ``Host`` names this machine: as localhost, or by a number, which no website can have for a name."""
+    parts = _HOST.fullmatch(host)
+    return parts is not None and is_loopback(parts["bracketed"] or parts["plain"])
 
 
 class Gate:
@@ -112,10 +129,9 @@ class Gate:
 
     def _check_sender(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        host = re.sub(r":\d+$", "", headers.get("host", ""))
-        if not self._any_host and host not in LOOPBACK_HOSTS:
+        if not self._any_host and not _is_own_name(headers.get("host", "")):
             # A page elsewhere can point a name of its own at this machine; without a token it could read along.
-            raise Refused(403, "forbidden_host", f"open the service as one of {', '.join(LOOPBACK_HOSTS)}")
+            raise Refused(403, "forbidden_host", "open the service as localhost, or by the address that it listens at")
         if self._token is None or not scope["path"].startswith(_PROTECTED):
             return
         authorization = headers.get("authorization")

@@ -4,6 +4,7 @@ import pytest
 from served_fake import TASKS, WEIGHTS, probability
 from serving import error_code
 
+from rookery.serve.guard import SECURITY_HEADERS
 from rookery.serve.messages import (
     CandidatesResponse,
     ConfigResponse,
@@ -131,6 +132,11 @@ def test_an_error_of_ours_tells_clients_nothing(application, monkeypatch, caplog
     response = application.client.post("/v1/timeline", json={"user_id": "user_1", "k": 1})
     assert (response.status_code, error_code(response)) == (500, "internal")
     assert "secret" not in response.text
+    assert response.headers["cache-control"] == "no-store"
+    assert {name: response.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+    counted = 'rookery_requests_total{route="/v1/timeline",status="500"} 1.0'
+    assert counted in application.client.get("/metrics").text.splitlines()
+    assert "POST /v1/timeline" in caplog.text and "secret detail" in caplog.text and "Traceback" in caplog.text
     # The next request is served.
     monkeypatch.undo()
     assert application.client.post("/v1/timeline", json={"user_id": "user_1", "k": 1}).status_code == 200

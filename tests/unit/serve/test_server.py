@@ -16,6 +16,8 @@ import pytest
 from served_fake import write_bundle
 from serving import error_code, received, request_bytes, served, wait_until, write_config
 
+from rookery.serve.guard import SECURITY_HEADERS
+
 TIMELINE = {"user_id": "user_1", "k": 5}
 
 
@@ -59,10 +61,47 @@ def test_a_port_that_is_taken_is_said_in_a_line(bundle, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (tmp_path / "serve.yaml").write_text(json.dumps({"port": taken.getsockname()[1]}))
         with (
-            pytest.raises(AssertionError, match=r"cannot be listened at"),
+            pytest.raises(AssertionError, match=r"cannot be listened at .*in use.*--port"),
             served(bundle, tmp_path / "log", tmp_path / "serve.yaml"),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("nowhere.invalid", "nowhere.invalid: names no address"),
+        ("a..b", "a..b: names no address"),
+        ("192.0.2.7", "192.0.2.7, port=0: cannot be listened at"),  # of no machine: RFC 5737
+    ],
+)
+def test_a_host_that_cannot_be_listened_at_is_said_and_not_blamed_on_the_port(
+    bundle, tmp_path, monkeypatch, host, said
+):
+    monkeypatch.setenv("ROOKERY_TOKEN", "a-token-of-the-tests")
+    config = write_config(tmp_path, host=host)
+    with pytest.raises(AssertionError) as failed, served(bundle, tmp_path / "log", config):
+        pass
+    message = str(failed.value).partition("Error: host=")[2]
+    assert message.startswith(said) and "name another with --host" in message and "--port" not in message
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_the_address_that_is_listened_at_is_accepted(bundle, tmp_path, host):
+    require_address(host)
+    with served(bundle, tmp_path / "log", write_config(tmp_path, host=host)) as server:
+        assert httpx.post(f"{server.address}/v1/timeline", json=TIMELINE).status_code == 200
+        attacked = httpx.get(f"{server.address}/v1/config", headers={"Host": "attacker.example"})
+        assert (attacked.status_code, error_code(attacked)) == (403, "forbidden_host")
+
+
+def require_address(host):
+    """Skip where a machine has no IPv6, or no more of 127.0.0.0/8 than its first address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no address {host}: {error}")
 
 
 def test_bundles_are_exchanged_under_load_without_a_dropped_request(tmp_path):
@@ -165,6 +204,7 @@ def test_too_many_connections_are_turned_away(bundle, tmp_path):
         response = httpx.get(f"{server.address}/healthz")
         assert (response.status_code, error_code(response)) == (503, "overloaded")
         assert response.headers["connection"] == "close" and response.headers["retry-after"] == "1"
+        assert SECURITY_HEADERS.items() <= dict(response.headers).items()
         held += [server.connect() for _ in range(100)]
         wait_until(lambda: server.num_sockets() < 40)  # what is far too much is dropped at once
         for connection in held:
@@ -197,6 +237,7 @@ def test_what_is_not_http_is_answered_and_closed(sent, shared_server):
         connection.sendall(sent)
         answer = received(connection, 10)
     assert answer.startswith(b"HTTP/1.1 400 ") and b'{"error": {"code": "not_http"' in answer
+    assert all(f"{name}: {value}\r\n".encode() in answer for name, value in SECURITY_HEADERS.items())
     assert "Traceback" not in shared_server.log
 
 

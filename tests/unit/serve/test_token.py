@@ -70,9 +70,18 @@ def test_the_token_guards_the_api_and_the_metrics_alone(start):
 
 
 def test_without_a_token_other_names_of_this_machine_are_refused(application):
-    for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
+    names = ("localhost", "localhost:8000", "LOCALHOST")
+    for host in (*names, "127.0.0.1:1", "127.0.0.2:8000", "127.8.8.8", "[::1]:8000", "[::1]"):
         assert application.client.get("/v1/users", headers={"Host": host}).status_code == 200
-    for host in ("attacker.example", "attacker.example:8000", "localhost.attacker.example", ""):
+    names = (
+        "",
+        "attacker.example",
+        "attacker.example:8000",
+        "localhost.attacker.example",
+        "127.0.0.1.attacker.example",
+    )
+    numbers = ("192.0.2.1", "10.0.0.1:8000", "[2001:db8::1]:8000", "::1", "127.0.0.1:80:80", "0.0.0.0", "2130706433")
+    for host in (*names, *numbers):
         response = application.client.get("/v1/users", headers={"Host": host})
         assert (response.status_code, error_code(response)) == (403, "forbidden_host")
 
