@@ -122,4 +122,4 @@ def gather_counts(count: int, device: torch.device, group: dist.ProcessGroup | N
     counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
     counts[rank()] = count
     dist.all_reduce(counts, group=group)
-    return counts.tolist()  # type: ignore[no-any-return]
+    return counts.tolist()
