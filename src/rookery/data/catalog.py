@@ -7,11 +7,10 @@ ids, arrays.safetensors with everything else.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +20,35 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rookery.config.base import StrictModel
 from rookery.config.suggest import did_you_mean
 from rookery.data.adjacency import Adjacency
 from rookery.data.catalog_counts import Counts, Posts
 from rookery.data.catalog_features import MEDIA, Columns, Rows, Snapshot
+from rookery.data.manifest import read_manifest
 from rookery.errors import DataError, UnknownId
 
 __all__ = ["MEDIA", "Catalog"]
 
 MANIFEST = "catalog.json"
-_FORMAT = 1
+_ARRAYS = "arrays.safetensors"
+_COLUMNS = {"posts": Posts, "counts": Counts}
+_PAIRS = ("follows", "seen", "muted")
+_FORMAT: Literal[1] = 1
+_AGAIN = "write the catalog again"
 _NEAR_IDS = 50
 _LONGEST_ID = 32
+
+
+class CatalogManifest(StrictModel):
+    """``catalog.json``."""
+
+    kind: Literal["catalog"] = "catalog"
+    format: Literal[1] = _FORMAT
+    now_us: int
+    topic_names: tuple[str, ...]
+    num_users: int
+    num_posts: int
 
 
 @dataclass(frozen=True)
@@ -128,41 +144,50 @@ class Catalog:
     def write(self, folder: Path) -> None:
         """Write the files into ``folder``, which is made."""
         folder.mkdir(parents=True)
-        manifest = {
-            "kind": "catalog",
-            "format": _FORMAT,
-            "now_us": self.now_us,
-            "topic_names": self.topic_names,
-            "num_users": len(self.user_ids),
-            "num_posts": len(self.post_ids),
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        manifest = CatalogManifest(
+            now_us=self.now_us,
+            topic_names=self.topic_names,
+            num_users=len(self.user_ids),
+            num_posts=len(self.post_ids),
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         pq.write_table(pa.table({"user_id": self.user_ids}), folder / "users.parquet")
         pq.write_table(pa.table({"post_id": self.post_ids}), folder / "posts.parquet")
-        save_file(self._arrays(), folder / "arrays.safetensors")
+        save_file(self._arrays(), folder / _ARRAYS)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"users.joined_us": self.snapshot.joined_us}
         for name, part in (("posts", self.posts), ("counts", self.counts)):
             arrays |= {f"{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
-        for name, pairs in (
-            ("follows", self.snapshot.follows),
-            ("seen", self.seen_posts),
-            ("muted", self.muted_authors),
-        ):
+        for name, pairs in zip(_PAIRS, (self.snapshot.follows, self.seen_posts, self.muted_authors), strict=True):
             arrays |= {f"{name}.offsets": pairs.offsets, f"{name}.values": pairs.values}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     @staticmethod
     def open(folder: Path) -> Catalog:
         """Read a catalog. Raises ``DataError`` for a folder that is none, of another format or damaged."""
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(
+            CatalogManifest,
+            folder / MANIFEST,
+            kind=f"a catalog of format {_FORMAT}",
+            absent="name the catalog folder of a world or of a bundle",
+            remedy=_AGAIN,
+        )
         try:
-            arrays = load_file(folder / "arrays.safetensors")
+            arrays = load_file(folder / _ARRAYS)
             users = pq.read_table(folder / "users.parquet").column("user_id").combine_chunks()
             posts = pq.read_table(folder / "posts.parquet").column("post_id").combine_chunks()
-        except (OSError, SafetensorError, pa.ArrowException) as error:
-            raise DataError(f"{folder}: cannot be read ({error}); write the catalog again") from error
+        except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
+            raise DataError(f"{folder}: cannot be read ({error}); {_AGAIN}") from error
+        _require_arrays(folder / _ARRAYS, arrays)
+        for name, column, expected in (
+            ("users.parquet", users, manifest.num_users),
+            ("posts.parquet", posts, manifest.num_posts),
+            (_ARRAYS, arrays["users.joined_us"], manifest.num_users),
+            (_ARRAYS, arrays["posts.authors"], manifest.num_posts),
+        ):
+            if len(column) != expected:
+                raise DataError(f"{folder / name}: {len(column):,} rows, {MANIFEST} says {expected:,}; {_AGAIN}")
         snapshot = Snapshot(
             user_ids=users,
             joined_us=arrays["users.joined_us"],
@@ -171,21 +196,15 @@ class Catalog:
             posts=Posts(**_part(arrays, "posts")),
             counts=Counts(**_part(arrays, "counts")),
         )
-        topics = tuple(manifest["topic_names"])
-        return Catalog(manifest["now_us"], topics, snapshot, _pairs(arrays, "seen"), _pairs(arrays, "muted"))
+        seen, muted = _pairs(arrays, "seen"), _pairs(arrays, "muted")
+        return Catalog(manifest.now_us, manifest.topic_names, snapshot, seen, muted)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder}: holds no {MANIFEST}; name the catalog folder of a world or of a bundle") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); write the catalog again") from error
-    if manifest.get("format") != _FORMAT:
-        raise DataError(f"{file}: format {manifest.get('format')!r}; this version reads format {_FORMAT}")
-    return manifest
+def _require_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    wanted = {"users.joined_us", *(f"{name}.{part}" for name in _PAIRS for part in ("offsets", "values"))}
+    wanted |= {f"{name}.{field.name}" for name, part in _COLUMNS.items() for field in fields(part)}
+    if absent := sorted(wanted - arrays.keys()):
+        raise DataError(f"{file}: lacks {', '.join(absent)}; {_AGAIN}")
 
 
 def _part(arrays: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
@@ -198,6 +217,7 @@ def _pairs(arrays: dict[str, NDArray[Any]], name: str) -> Adjacency:
 
 def _near(wanted: str, ids: pa.StringArray) -> str:
     """A suggestion among the ids that begin most like it: a comparison with all of them would take seconds."""
+    wanted = wanted.encode(errors="replace").decode()  # an argument of the command line may be no text: Arrow's must be
     for length in range(min(len(wanted), _LONGEST_ID), -1, -1):
         alike = ids.filter(pc.starts_with(ids, wanted[:length]))
         if len(alike):

@@ -25,13 +25,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 import rookery
 from rookery.checkpoint.files import DamagedCheckpoint, file_sum, require_sum, write_atomically
 from rookery.config.loader import dump_config, load_config
 from rookery.data.catalog import Catalog
 from rookery.data.graph import Vocabulary
+from rookery.data.manifest import read_manifest as manifest_of
 from rookery.data.staging import staged
 from rookery.errors import DataError, UserError
 from rookery.ranker.export import RankerExport
@@ -239,16 +240,13 @@ def attach_metrics(bundle: Path, metrics: Mapping[str, Any]) -> None:
 
 def read_manifest(bundle: Path) -> BundleManifest:
     """Raises ``DataError`` if ``bundle`` is none, or one of another version of the format."""
-    file = bundle / MANIFEST
-    try:
-        return BundleManifest.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise DataError(f"{file}: {reason}; name the folder that 'rookery timeline build OUT' wrote") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{file}: {field}: {first['msg']}; not a bundle of format version 1: build it again") from error
+    return manifest_of(
+        BundleManifest,
+        bundle / MANIFEST,
+        kind="a bundle of format version 1",
+        absent="name the folder that 'rookery timeline build OUT' wrote",
+        remedy="build it again",
+    )
 
 
 def _sums(folder: Path) -> dict[str, dict[str, int | str]]:

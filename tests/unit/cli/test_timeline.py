@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +104,14 @@ def test_an_unknown_user(rookery, bundle):
     code, out, err = rookery("show", bundle, "--user", "user_9999")
     assert (code, out) == (2, "")
     assert "user 'user_9999' is not known" in err
+
+
+def test_a_user_whose_id_is_no_text(bundle):
+    """Bytes that are not UTF-8, as a shell passes them on."""
+    command = [sys.executable, "-m", "rookery", "timeline", "show", str(bundle), "--user", b"user_\xff"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(r"error: user 'user_\udcff' is not known; did you mean 'user_")
 
 
 def test_an_evaluation_is_that_of_the_library(rookery, folder, bundle):

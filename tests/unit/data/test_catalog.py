@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rookery.data.adjacency import Adjacency
 from rookery.data.catalog import MANIFEST, Catalog
@@ -15,6 +17,7 @@ from rookery.errors import DataError, UnknownId
 
 NUM_USERS, NUM_POSTS, NUM_TOPICS, NUM_DAYS = 30, 60, 4, 3
 NOW_US = 100 * DAY_US
+ARRAYS = "arrays.safetensors"
 
 
 class Case:
@@ -184,17 +187,48 @@ def test_without_follows_nobody_is_in_network(case, pairs):
     assert case.catalog.features(*pairs)["in_network"].sum() > 10
 
 
+def test_an_id_that_is_no_text_is_unknown(case):
+    """What Python makes of an argument of bytes that are not UTF-8."""
+    with pytest.raises(UnknownId, match=r"user 'user_\\udcff' is not known; did you mean 'user_"):
+        case.catalog.user_row("user_\udcff")
+
+
+def rewrite(folder, **changes):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+
+
+def without(folder, name):
+    save_file({key: array for key, array in load_file(folder / ARRAYS).items() if key != name}, folder / ARRAYS)
+
+
+def shorter(folder, name):
+    arrays = load_file(folder / ARRAYS)
+    save_file({**arrays, name: arrays[name][:-1].copy()}, folder / ARRAYS)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / MANIFEST).unlink(), "holds no catalog.json; name the catalog folder"),
-        (lambda folder: (folder / MANIFEST).write_text("{"), r"catalog\.json: cannot be read"),
-        (lambda folder: (folder / MANIFEST).write_text(json.dumps({"format": 9})), "format 9; this version reads"),
-        (
-            lambda folder: (folder / "arrays.safetensors").write_bytes(b"x"),
-            "cannot be read .*; write the catalog again",
-        ),
+        (lambda folder: (folder / MANIFEST).unlink(), "No such file or directory; name the catalog folder"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "the file: Invalid JSON: .*; not a catalog of format 1"),
+        (lambda folder: (folder / MANIFEST).write_text("[]"), "the file: Input should be an object; not a catalog"),
+        (lambda folder: (folder / MANIFEST).write_bytes(b'{"\xff": 1}'), "the file: Invalid JSON: .*; not a catalog"),
+        (lambda folder: rewrite(folder, format=9), "format=9: Input should be 1; not a catalog of format 1: write the"),
+        (lambda folder: (folder / MANIFEST).write_text('{"format": 1}'), "now_us: Field required; not a catalog of"),
+        (lambda folder: rewrite(folder, now_us="soon"), "now_us='soon': Input should be a valid integer"),
+        (lambda folder: rewrite(folder, num_users=31), "users.parquet: 30 rows, catalog.json says 31; write the cat"),
+        (lambda folder: (folder / ARRAYS).write_bytes(b"x"), "cannot be read .*; write the catalog again"),
+        (lambda folder: (folder / ARRAYS).write_bytes(b""), "cannot be read .*; write the catalog again"),
+        (lambda folder: without(folder, "counts.recent"), "lacks counts.recent; write the catalog again"),
+        (lambda folder: without(folder, "muted.offsets"), "lacks muted.offsets; write the catalog again"),
+        (lambda folder: shorter(folder, "users.joined_us"), "safetensors: 29 rows, catalog.json says 30"),
+        (lambda folder: shorter(folder, "posts.authors"), "safetensors: 59 rows, catalog.json says 60"),
         (lambda folder: (folder / "users.parquet").unlink(), "cannot be read .*; write the catalog again"),
+        (
+            lambda folder: pq.write_table(pa.table({"id": ["a"]}), folder / "posts.parquet"),
+            "cannot be read .*post_id.*; write the catalog again",
+        ),
     ],
 )
 def test_a_damaged_catalog_is_refused(case, tmp_path, damage, message):

@@ -61,8 +61,12 @@ def test_what_is_no_bundle(copy, tmp_path):
     with pytest.raises(DataError, match="name the folder that 'rookery timeline build OUT' wrote"):
         Bundle.open(tmp_path)
     (copy / "bundle.json").write_text('{"kind": "rookery timeline bundle", "format_version": 2}')
-    with pytest.raises(DataError, match="not a bundle of format version 1"):
+    with pytest.raises(DataError, match=r"format_version=2: .*; not a bundle of format version 1: build it again"):
         Bundle.open(copy)
+    for content in (b'{"kind": "\xff"}', b"{", b"[]", b""):
+        (copy / "bundle.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"bundle\.json: the file: .*; not a bundle of format version 1: build it"):
+            Bundle.open(copy)
 
 
 def test_an_earlier_bundle_is_replaced_when_told_to_and_nothing_else(parts, copy, tmp_path):
