@@ -47,5 +47,9 @@ class TrainingError(RookeryError):
     """Training had to stop: the loss is not finite, or a worker failed."""
 
 
+class PeerFailed(RookeryError):
+    """Another process of the run failed, and says why; this one ends with it."""
+
+
 class ExportError(RookeryError):
     """An exported model does not predict what its checkpoint predicts; nothing was written."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rookery.errors import UserError
+from rookery.errors import PeerFailed, UserError
 
 T = TypeVar("T")
 
@@ -103,6 +103,24 @@ def share_object(mine: T) -> T:
     shared: list[Any] = [mine]
     dist.broadcast_object_list(shared, src=CHIEF)
     return shared[0]  # type: ignore[no-any-return]
+
+
+def on_chief(function: Callable[[], T]) -> None:
+    """Let the chief alone do something that the others wait for; where it fails, all of them end.
+
+    Raises what ``function`` raises on the chief, ``PeerFailed`` elsewhere.
+    """
+    problem: Exception | None = None
+    if is_chief():
+        try:
+            function()
+        except Exception as error:
+            problem = error
+    failed = share_object(problem is not None)
+    if problem is not None:
+        raise problem
+    if failed:
+        raise PeerFailed(f"rank {rank()}: ends because rank {CHIEF} cannot go on, as it says itself")
 
 
 def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -5,7 +5,7 @@ Hot path: ``train`` → ``_Loop.run`` → ``_step`` (one optimizer step) → ``_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +18,9 @@ from rookery.checkpoint.files import State
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import TrainingError
+from rookery.parallel.gradients import SummedGradients
+from rookery.parallel.world import gather_objects, is_chief, share_object, world_size
+from rookery.train.agreement import agree
 from rookery.train.best import BestTracker
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.train.debug import describe_step, gradient_norms
@@ -66,7 +69,8 @@ class _Loop(Generic[B]):
     def __init__(self, job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig, debug: bool) -> None:
         self._job, self._run, self._config, self._runtime, self._debug = job, run, config, runtime, debug
         self._num_steps = config.num_steps(job.stream.batches_per_epoch)
-        self._states = {**job.state, "random": RandomState()}
+        self._states = {**job.state, "random": RandomState(runtime.seed)}
+        self._model = SummedGradients(job.model)
         self._meter = MeanMeter()
         self._best = BestTracker(config.keep_best, config.early_stopping) if config.keep_best else None
         self._stopwatch = Stopwatch(job.device if debug else None)
@@ -75,6 +79,8 @@ class _Loop(Generic[B]):
         self._position = job.stream.position()
         self._num_examples = 0
         self._loss: float | None = None
+        self._interrupt = Interrupt()
+        self._agreed_signal: str | None = None
         # Of the latest step, for the debug loop alone.
         self._details: dict[str, float] = {}
         self._outputs: Outputs = {}
@@ -96,35 +102,43 @@ class _Loop(Generic[B]):
         self._job.stream.seek(self._position)
         for group, state in self._states.items():
             state.load_tensors(checkpoint.tensors(group))
-        self._meter.load_state(checkpoint.state["means"], self._job.device)
+        means = checkpoint.state["means"]
+        if not is_chief():  # the sums of all processes are taken over once
+            means = {name: [0.0, weight] for name, (_, weight) in means.items()}
+        self._meter.load_state(means, self._job.device)
 
     def run(self) -> TrainingResult:
-        reason, interrupt = self._reason(), Interrupt()
+        reason = self._reason()
         if reason is None:
             with ExitStack() as stack:
-                stack.enter_context(interrupt)
+                stack.enter_context(self._interrupt)
                 stack.enter_context(self._run.recording(self._step_number))
                 batches = self._batches(stack)
-                progress = stack.enter_context(Progress(self._step_number, self._num_steps, self._job.unit))
+                progress = stack.enter_context(
+                    Progress(self._step_number, self._num_steps, self._job.unit, is_shown=is_chief())
+                )
                 self._job.model.train()
-                while (reason := self._reason(interrupt)) is None:
+                while (reason := self._reason()) is None:
                     micro_batches = self._next_batches(batches)
                     self._step(micro_batches)
                     self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
                 self._save()
         best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
-        signal = interrupt.received if reason == "interrupted" else None
+        signal = self._received if reason == "interrupted" else None
         return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value, signal)
 
-    def _reason(
-        self, interrupt: Interrupt | None = None
-    ) -> Literal["finished", "early_stopping", "interrupted"] | None:
+    def _reason(self) -> Literal["finished", "early_stopping", "interrupted"] | None:
         """Why no further step is taken, None while there is one to take."""
         if self._step_number >= self._num_steps:
             return "finished"
         if self._best is not None and self._best.should_stop:
             return "early_stopping"
-        return "interrupted" if interrupt is not None and interrupt.received else None
+        return "interrupted" if self._received else None
+
+    @property
+    def _received(self) -> str | None:
+        """The signal to stop at: of several processes, one that all know of."""
+        return self._interrupt.received if world_size() == 1 else self._agreed_signal
 
     def _batches(self, stack: ExitStack) -> Iterator[Prepared[B]]:
         batches = prepare(self._job.stream, self._job.transform)
@@ -153,14 +167,14 @@ class _Loop(Generic[B]):
             rate.apply(rate.schedule(step))
         for micro_step, prepared in enumerate(micro_batches):
             job.model.begin_step(step, micro_step, num_micro_steps)
-            with self._stopwatch.part("forward"), self._autocast():
-                loss, outputs = job.model(prepared.batch)
-            self._count(loss, outputs, 1 / num_micro_steps)
-            # Before the backward pass: it moves the tables.
-            if self._reads_every_loss or self._is_watched(step + 1):
-                self._require_finite_loss()
-            with self._stopwatch.part("backward"):
-                (loss / num_micro_steps).backward()  # type: ignore[no-untyped-call]
+            with self._model.collecting(micro_step + 1 < num_micro_steps):
+                with self._stopwatch.part("forward"), self._autocast():
+                    loss, outputs = self._model(prepared.batch)
+                self._count(loss, outputs, 1 / num_micro_steps)
+                # Before the backward pass: it moves the tables.
+                self._agree(reads_loss=self._reads_every_loss or self._is_watched(step + 1))
+                with self._stopwatch.part("backward"):
+                    (loss / num_micro_steps).backward()
         if self._debug:
             self._details = gradient_norms(job.model)
             self._outputs = outputs
@@ -170,6 +184,14 @@ class _Loop(Generic[B]):
                 optimizer.zero_grad()
         self._step_number += 1
         self._position = micro_batches[-1].position
+
+    def _agree(self, *, reads_loss: bool) -> None:
+        """Go on only if every process can; stop behind this step if one was told to."""
+        is_finite = not reads_loss or self._meter.is_finite("loss")
+        verdict = agree(is_finite=is_finite, received=self._interrupt.received)
+        self._agreed_signal = verdict.signal
+        if not verdict.is_finite:
+            raise self._not_finite()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._job.device.type, torch.bfloat16, enabled=self._runtime.enable_amp)
@@ -209,13 +231,13 @@ class _Loop(Generic[B]):
         return self._logs(step) or self._validates(step) or self._run.checkpointer.due(step)
 
     def _log(self, progress: Progress) -> None:
-        means = self._meter.means()
+        means, num_examples = _total(self._meter.means(), self._num_examples)
         seconds = self._stopwatch.lap()
         # Validations and checkpoints have cadences of their own; the rate is that of training.
         training_s = seconds["total"] - seconds.get("validation", 0.0) - seconds.get("checkpoint", 0.0)
         metrics = {
             **means,
-            f"{self._job.unit}_per_s": self._num_examples / training_s,
+            f"{self._job.unit}_per_s": num_examples / training_s,
             "epoch": self._position.epoch + self._position.num_batches / self._job.stream.batches_per_epoch,
             **{f"lr/{rate.name}": rate.schedule(self._step_number - 1) for rate in self._job.learning_rates},
             **{f"time/{part}_s": spent for part, spent in seconds.items()},
@@ -236,7 +258,7 @@ class _Loop(Generic[B]):
         self._job.model.train(False)
         # A fork: validating more often must not change what is learned.
         with self._stopwatch.part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
-            metrics = dict(self._job.validate())
+            metrics = share_object(dict(self._job.validate()))
         self._job.model.train()
         self._to_sinks({f"validation/{name}": value for name, value in metrics.items()})
         is_best = self._best is not None and self._best.update(self._step_number, metrics)
@@ -251,12 +273,12 @@ class _Loop(Generic[B]):
         """Write a checkpoint of the current step unless there is one."""
         if self._saved_step == self._step_number:
             return
-        self._require_finite_loss()
+        self._agree(reads_loss=True)
         for sink in self._run.sinks:
             sink.flush()
         state: State = {
             "stream": self._position.to_json(),
-            "means": self._meter.state(),
+            "means": _summed_state(gather_objects(self._meter.state())),
             "best": self._best.state() if self._best else None,
         }
         tensors = {group: each.tensors() for group, each in self._states.items()}
@@ -269,10 +291,26 @@ class _Loop(Generic[B]):
         if best is not None and best.best_step is not None and best.best_value is not None:
             self._run.checkpointer.mark_best(best.best_step, best.metric, best.best_value)
 
-    def _require_finite_loss(self) -> None:
-        if not self._meter.is_finite("loss"):
-            raise TrainingError(
-                f"the loss of step {self._step_number + 1:,} (or of one since the log before) is not finite; "
-                f"the newest checkpoint is of step {self._saved_step:,}. Lower the learning rate or look at the data "
-                "of that step with --debug-loop"
-            )
+    def _not_finite(self) -> TrainingError:
+        return TrainingError(
+            f"the loss of step {self._step_number + 1:,} (or of one since the log before) is not finite; "
+            f"the newest checkpoint is of step {self._saved_step:,}. Lower the learning rate or look at the data "
+            "of that step with --debug-loop"
+        )
+
+
+def _total(means: dict[str, float], num_examples: int) -> tuple[dict[str, float], int]:
+    """Sums over the processes: what each reports is its part of the mean over the whole batch."""
+    parts = gather_objects((means, num_examples))
+    names = dict.fromkeys(name for part, _ in parts for name in part)
+    total = {name: sum(part.get(name, 0.0) for part, _ in parts) for name in names}
+    return total, sum(count for _, count in parts)
+
+
+def _summed_state(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """States of meters that counted the same steps, as one."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    counted = {name: [part[name] for part in parts if name in part] for name in names}
+    return {
+        name: [sum(total for total, _ in each), max(weight for _, weight in each)] for name, each in counted.items()
+    }

@@ -22,8 +22,10 @@ _MAX_SHOWN = 12
 class Progress:
     """Steps done of ``num_steps``, the rate of ``unit`` and the time that is left."""
 
-    def __init__(self, step: int, num_steps: int, unit: str, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(
+        self, step: int, num_steps: int, unit: str, console: Console | None = None, *, is_shown: bool = True
+    ) -> None:
+        self._console = console or Console(stderr=True, quiet=not is_shown)
         self._is_live = self._console.is_terminal
         self._first_step, self._num_steps, self._unit = step, num_steps, unit
         self._start = time.perf_counter()

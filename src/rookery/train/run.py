@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rookery.checkpoint.checkpointer import Checkpointer, latest_checkpoint, run_lock
 from rookery.checkpoint.files import Checkpoint, write_atomically
+from rookery.parallel.world import is_chief, on_chief
 from rookery.train.config import TrainingConfig
 from rookery.train.environment import describe_environment
 from rookery.train.sinks import JsonLines, MetricSink, TensorBoard
@@ -28,7 +29,10 @@ _ENVIRONMENT = "environment.json"
 
 @dataclass(frozen=True)
 class Run:
-    """An open run: its checkpoint writer, its sinks, and the checkpoint to go on from (None for a new run)."""
+    """An open run: its checkpoint writer, its sinks, and the checkpoint to go on from (None for a new run).
+
+    Of several processes the chief alone has sinks.
+    """
 
     save_dir: Path
     config_yaml: str
@@ -42,8 +46,9 @@ class Run:
 
         Not before a step is taken: another configuration must not replace that of a finished run.
         """
-        write_atomically(self.save_dir / "config.yaml", self.config_yaml)
-        write_atomically(self.save_dir / _ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
+        if is_chief():
+            write_atomically(self.save_dir / "config.yaml", self.config_yaml)
+            write_atomically(self.save_dir / _ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
         with ExitStack() as stack:
             for sink in self.sinks:
                 sink.start(step)
@@ -53,23 +58,34 @@ class Run:
 
 @contextmanager
 def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
-    """Take ``config.save_dir`` for this process and find its newest undamaged checkpoint.
+    """Take ``config.save_dir`` for this process, or these, and find its newest undamaged checkpoint.
 
     A run that ends in an error before anything is recorded leaves nothing behind. Raises ``UserError`` when another
     process trains there, ``DamagedCheckpoint`` when every checkpoint is damaged.
     """
     save_dir = config.save_dir
-    # Path.exists raises where it may not look; there, and where a file is in the way, the lock says what to do.
-    absent = [folder for folder in (save_dir, *save_dir.parents) if not os.path.exists(folder)]  # noqa: PTH110
-    found = list(save_dir.glob("*"))
-    with run_lock(save_dir), _nothing_left_of_a_refusal(save_dir, absent, found):
+    with ExitStack() as stack:
+        on_chief(lambda: stack.enter_context(_taken(save_dir)))
         yield Run(
             save_dir=save_dir,
             config_yaml=config_yaml,
             checkpointer=Checkpointer(save_dir, config.checkpoint_every_n, config.checkpoint_max_to_keep),
-            sinks=(JsonLines(save_dir / "metrics.jsonl"), TensorBoard(save_dir / "tensorboard")),
+            sinks=_sinks(save_dir) if is_chief() else (),
             resume_from=latest_checkpoint(save_dir),
         )
+
+
+def _sinks(save_dir: Path) -> Sequence[MetricSink]:
+    return JsonLines(save_dir / "metrics.jsonl"), TensorBoard(save_dir / "tensorboard")
+
+
+@contextmanager
+def _taken(save_dir: Path) -> Iterator[None]:
+    # Path.exists raises where it may not look; there, and where a file is in the way, the lock says what to do.
+    absent = [folder for folder in (save_dir, *save_dir.parents) if not os.path.exists(folder)]  # noqa: PTH110
+    found = list(save_dir.glob("*"))
+    with run_lock(save_dir), _nothing_left_of_a_refusal(save_dir, absent, found):
+        yield
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import numpy as np
 import torch
 
 from rookery.errors import ConfigError
+from rookery.parallel.world import is_chief, local_rank, local_world_size, rank
 from rookery.train.config import RuntimeConfig
 
 # Parameters of glibc's mallopt(3).
@@ -20,14 +22,33 @@ def prepare_runtime(config: RuntimeConfig) -> torch.device:
 
     Raises ``ConfigError`` for a device that this machine does not have.
     """
-    device = choose_device(config.device)
+    device = _own_device(choose_device(config.device))
     keep_freed_memory()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(process_seed(config.seed))
     torch.backends.cuda.matmul.allow_tf32 = config.enable_tensorfloat32
     torch.backends.cudnn.allow_tf32 = config.enable_tensorfloat32
     return device
+
+
+def process_seed(seed: int, *more: int) -> int:
+    """A seed for this process's own random numbers: that of the run for the chief, if nothing ``more`` tells it apart."""
+    if is_chief() and not more:
+        return seed
+    return int(np.random.SeedSequence((seed, *more, rank())).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several processes on a machine each has a CUDA device of its own."""
+    if device.type != "cuda" or device.index is not None or local_world_size() == 1:
+        return device
+    if local_world_size() > torch.cuda.device_count():
+        raise ConfigError(
+            f"runtime.device={device}: {local_world_size()} processes on this machine, {torch.cuda.device_count()} CUDA "
+            "devices; start one process a device (torchrun --nproc-per-node), or set it to cpu"
+        )
+    return torch.device("cuda", local_rank())
 
 
 def keep_freed_memory() -> None:
