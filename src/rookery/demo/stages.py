@@ -41,8 +41,9 @@ from rookery.twhin.init import initial_config as twhin_config
 from rookery.twhin.source import export_run as export_twhin
 from rookery.twhin.train import train_twhin
 from rookery.world.config import WorldConfig
-from rookery.world.generate import MANIFEST as WORLD
 from rookery.world.generate import generate_world
+from rookery.world.manifest import MANIFEST as WORLD
+from rookery.world.manifest import verify_world
 from rookery.world.world import World
 
 Notify: TypeAlias = Callable[[int, int], None]
@@ -79,7 +80,9 @@ def stages(layout: Layout, world: WorldConfig) -> Iterator[Stage]:
 
 
 def _world(layout: Layout, config: WorldConfig, notify: Notify) -> None:
-    if not (layout.world / WORLD).exists():
+    if (layout.world / WORLD).exists():
+        verify_world(layout.world)
+    else:
         generate_world(layout.world, config, notify=notify)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,11 +16,9 @@ from rookery.world.config import WorldConfig
 from rookery.world.draws import Floats, Stream
 from rookery.world.files import DayFiles, EdgeFolder
 from rookery.world.laws import BASE_RATES, Causes, solve_intercepts
+from rookery.world.manifest import MANIFEST, WorldManifest, describe_files
 from rookery.world.service import FIRST_DAY_US, Service
 from rookery.world.society import Society, draw_follows, draw_society, save_society
-
-MANIFEST = "world.json"
-FORMAT = 1
 
 REHEARSAL_DAYS = 3
 """Days that are played once and forgotten: then the posts to show have counts, and the mix is the usual one."""
@@ -126,30 +123,20 @@ class _Writer:
             num_edges=self._edges.num_edges,
             base_rates=dict(zip(ENGAGEMENTS, rates.tolist(), strict=True)),
         )
-        manifest = _manifest(self._config, generated, catalog.now_us, _files(self._folder))
-        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        manifest = WorldManifest(
+            first_day=_iso(FIRST_DAY_US),
+            now=_iso(catalog.now_us),
+            num_days=self._config.num_days,
+            config=self._config,
+            num_impressions=generated.num_impressions,
+            num_posts=generated.num_posts,
+            num_edges=generated.num_edges,
+            base_rates=generated.base_rates,
+            files=describe_files(self._folder),
+        )
+        text = manifest.model_dump_json(indent=2, exclude_none=True)
+        (self._folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
         return generated
-
-
-def _manifest(config: WorldConfig, generated: Generated, now_us: int, files: dict[str, int]) -> dict[str, object]:
-    return {
-        "kind": "world",
-        "format": FORMAT,
-        "first_day": _iso(FIRST_DAY_US),
-        "now": _iso(now_us),
-        "num_days": config.num_days,
-        "config": config.model_dump(),
-        "num_impressions": generated.num_impressions,
-        "num_posts": generated.num_posts,
-        "num_edges": generated.num_edges,
-        "base_rates": generated.base_rates,
-        "bytes_of_file": files,
-    }
-
-
-def _files(folder: Path) -> dict[str, int]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 
 
 def _iso(time_us: int) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rookery.data.catalog import Catalog
-from rookery.errors import DataError
 from rookery.world.draws import Floats, Rows
-from rookery.world.generate import FORMAT, MANIFEST
 from rookery.world.laws import Showing, causes_of, engagement_probabilities, event_probabilities
+from rookery.world.manifest import verify_world
 from rookery.world.posts import DrawnPosts
 from rookery.world.society import Society, load_society
 
@@ -30,13 +28,8 @@ class World:
 
     @staticmethod
     def open(folder: Path) -> World:
-        """Read a world. Raises ``DataError`` for a folder that is none, or of another format."""
-        file = folder / MANIFEST
-        if not file.is_file():
-            raise DataError(f"{folder}: holds no {MANIFEST}; make a world with `rookery world generate {folder}`")
-        found = json.loads(file.read_text(encoding="utf-8")).get("format")
-        if found != FORMAT:
-            raise DataError(f"{file}: format {found!r}; this version reads format {FORMAT}: generate the world again")
+        """Read a world. Raises ``DataError`` for what is none, of another format, or damaged."""
+        verify_world(folder)
         society, latent = load_society(folder / "society.safetensors")
         catalog = Catalog.open(folder / "catalog")
         return World(folder, catalog, society, latent["post_qualities"], latent["intercepts"])

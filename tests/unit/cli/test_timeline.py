@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -136,3 +137,12 @@ def test_the_truth_of_another_world_is_refused(rookery, bundle, tmp_path):
     code, _, err = rookery("evaluate", bundle, "--world", tmp_path / "other")
     assert code == 2
     assert "was built from another catalog" in err
+
+
+def test_a_world_without_its_truth_is_refused(rookery, bundle, folder, tmp_path):
+    world = shutil.copytree(folder / "world", tmp_path / "world")
+    shutil.rmtree(world / "truth")
+    code, out, err = rookery("evaluate", bundle, "--world", world)
+    assert (code, out) == (2, "")
+    assert f"{world}/truth/day-04.parquet: cannot be read (No such file or directory)" in err
+    assert f"{world} is damaged: generate it again" in err

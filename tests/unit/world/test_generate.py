@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -192,9 +193,13 @@ def test_the_manifest_says_what_is_there(written, config):
     assert manifest["now"] == "2026-01-07T00:00:00+00:00"
     assert written.world.catalog.now_us == np.datetime64(manifest["now"][:19], "us").astype(np.int64)
     np.testing.assert_allclose(list(manifest["base_rates"].values()), written.labels.mean(0))
-    files = {name: (written.folder / name).stat().st_size for name in manifest["bytes_of_file"]}
-    assert files == manifest["bytes_of_file"]
-    assert set(files) | {"world.json"} == set(digests(written.folder))
+    sums = digests(written.folder)
+    assert set(manifest["files"]) | {"world.json"} == set(sums)
+    for name, known in manifest["files"].items():
+        assert known.pop("bytes") == (written.folder / name).stat().st_size
+        is_small = name.startswith(("catalog/", "society")) or name.endswith(".yaml")
+        rows = {} if is_small else {"rows": pq.read_table(written.folder / name).num_rows}
+        assert known == ({"sha256": sums[name]} if is_small else rows)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tmp_path):
@@ -223,12 +228,87 @@ def test_only_a_world_is_replaced(tmp_path):
         generate_world(tmp_path / "other", TINY, overwrite=True)
 
 
-def test_a_folder_that_is_no_world_is_refused(tmp_path, written):
-    with pytest.raises(DataError, match=r"holds no world\.json; make a world with"):
+def test_a_folder_that_is_no_world_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"world\.json: No such file or directory; make a world with `rookery world"):
         World.open(tmp_path)
-    (tmp_path / "world.json").write_text('{"format": 7}')
-    with pytest.raises(DataError, match="format 7; this version reads format 1"):
-        World.open(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Two worlds of one size that differ in their seed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for seed in (3, 4):
+        generate_world(folder / str(seed), TINY.model_copy(update={"seed": seed}))
+    return folder
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    return shutil.copytree(tiny / "3", tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{", "the file: Invalid JSON: EOF while parsing an object"),
+        (b"[]", "the file: Input should be an object"),
+        (b'{"\xff": 1}', "the file: Invalid JSON"),
+        (b"", "the file: Invalid JSON"),
+        (b'{"format": 7}', "format=7: Input should be 2"),
+        (b'{"format": 2}', "first_day: Field required"),
+    ],
+)
+def test_a_manifest_that_is_none(copy, content, complaint):
+    (copy / "world.json").write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"{copy}/world\.json: {complaint}.*; not a world of format 2: generate it again"
+    ):
+        World.open(copy)
+
+
+FILES = ("society.safetensors", "truth/day-02.parquet", "catalog/arrays.safetensors", "history/ingest.yaml")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_not_there_or_empty(copy, name):
+    remedy = f"{copy} is damaged: generate it again"
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=rf"{copy}/{name}: cannot be read \(No such file or directory\); {remedy}"):
+        World.open(copy)
+    (copy / name).touch()
+    with pytest.raises(DataError, match=rf"{copy}/{name}: .*; {remedy}"):
+        World.open(copy)
+
+
+def test_without_its_truth(copy):
+    shutil.rmtree(copy / "truth")
+    with pytest.raises(
+        DataError, match=rf"{copy}/truth/day-01\.parquet: cannot be read .*{copy} is damaged: generate it"
+    ):
+        World.open(copy)
+
+
+def test_a_society_of_another_seed_is_refused(tiny, copy):
+    """It has the same size and the same names."""
+    own, other = (tiny / seed / "society.safetensors" for seed in ("3", "4"))
+    shutil.copy(other, copy / own.name)
+    with pytest.raises(DataError, match=rf"{copy}/society\.safetensors: sha256=\w+, but \w+ was written"):
+        World.open(copy)
+    shutil.copy(own, copy / own.name)
+    assert World.open(copy).folder == copy
+
+
+def test_a_log_with_other_rows_is_refused(copy):
+    for name in ("impressions", "edges"):
+        file = sorted((copy / name).glob("*.parquet"))[0]
+        before, table = file.read_bytes(), pq.read_table(file)
+        pq.write_table(table.slice(1), file)
+        with pytest.raises(DataError, match=rf"{file}: bytes=\d+, but \d+ was written; {copy} is damaged"):
+            World.open(copy)
+        file.write_bytes(before[:-4] + b"none")  # of the same size
+        with pytest.raises(DataError, match=rf"{file}: cannot be read .*; {copy} is damaged: generate it again"):
+            World.open(copy)
+        file.write_bytes(before)
 
 
 def test_times_are_of_the_day(written):
