@@ -3,6 +3,10 @@
 The backward pass sums the gradients of repeated rows with one sort and one ``embedding_bag`` (0.02 µs a row of
 128 floats on two cores, against 0.07 for ``index_add_``, and the order of the addends does not depend on
 threads), then lets the table's rule move the distinct rows in place.
+
+In a world of several processes each holds every table whole. A backward pass gathers ids and gradient rows of all of
+them in the order of ranks, and each makes the same update: what one process does that looks up all those ids itself.
+A step sends ``num_ids * (8 + 4 * embedding_dim)`` bytes to every other process.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from torch.nn.functional import embedding_bag
 
 from rookery.optim.rows import make_row_optimizer, stochastic_round
 from rookery.optim.schedules import optimizer_schedule
+from rookery.parallel.world import all_gather_rows, world_size
 from rookery.tables.protocol import TableSpec, initial_weight
 
 _Gradients = list[tuple[Tensor, Tensor]]
@@ -35,14 +40,10 @@ class _LocalTable:
         self._pending: _Gradients = []
         self._rounding = torch.Generator(device).manual_seed(seed)
 
-    def lookup(self, anchor: Tensor, ids: Tensor) -> Tensor:
-        rows: Tensor = _Lookup.apply(anchor, self, ids)  # type: ignore[no-untyped-call]
-        return rows
-
     def receive(self, ids: Tensor, gradient: Tensor) -> None:
-        """Take the gradient ``[len(ids), dim]`` of looked-up rows; move them unless accumulating."""
-        self._pending.append((ids, gradient))
-        self.apply_pending()
+        """Keep the gradient ``[len(ids), dim]`` of looked-up rows until ``apply_pending``."""
+        if ids.numel():
+            self._pending.append((ids, gradient))
 
     def apply_pending(self) -> None:
         """Move the rows whose gradients wait, if there are any, unless accumulating."""
@@ -52,8 +53,6 @@ class _LocalTable:
             self._update(ids, gradient)
 
     def _update(self, ids: Tensor, gradient: Tensor) -> None:
-        if ids.numel() == 0:
-            return
         rows, summed = sum_by_row(ids, gradient.float())
         change = self.rule.step(self.state, rows, summed, self.learning_rate)
         moved = self.weight.index_select(0, rows).float().add_(change)
@@ -95,17 +94,43 @@ def _shrink(rows: Tensor, max_norm: float) -> None:
     rows.mul_((max_norm / norms.clamp_min_(1e-30)).clamp_max_(1.0))
 
 
+def _nothing(weight: Tensor) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, weight.shape[1], dtype=torch.float32)
+
+
+def _of_all_ranks(received: _Gradients) -> _Gradients:
+    """What all ranks received for the same tables, each table's rows in the order of ranks.
+
+    Three gathers for all tables together: on a slow network a step waits for the number of messages.
+    """
+    device, num_tables = received[0][0].device, len(received)
+    counts = all_gather_rows(torch.tensor([[ids.numel() for ids, _ in received]], device=device)).flatten().tolist()
+    all_ids = torch.split(all_gather_rows(torch.cat([ids for ids, _ in received])), counts)
+    widths = [gradient.shape[1] for _, gradient in received]
+    sizes = [count * widths[part % num_tables] for part, count in enumerate(counts)]
+    all_gradients = torch.split(all_gather_rows(torch.cat([gradient.flatten() for _, gradient in received])), sizes)
+    return [
+        (torch.cat(all_ids[table::num_tables]), torch.cat(all_gradients[table::num_tables]).view(-1, width))
+        for table, width in enumerate(widths)
+    ]
+
+
 class _Lookup(torch.autograd.Function):
-    """Rows of one table; ``anchor`` only makes autograd call the backward pass."""
+    """Rows of all tables of one lookup; ``anchor`` only makes autograd call the backward pass.
+
+    One node for all of them: whichever rows a rank's loss needs, its one backward pass meets that of the others.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, table: _LocalTable, ids: Tensor) -> Tensor:
-        ctx.table, ctx.ids = table, ids
-        return table.weight.index_select(0, ids).float()
+    def forward(ctx: Any, anchor: Tensor, tables: LocalTables, ids: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # rows that no loss needs
+        ctx.tables, ctx.ids = tables, ids
+        return tuple(tables.rows(name).index_select(0, row_numbers).float() for name, row_numbers in ids.items())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        ctx.table.receive(ctx.ids, gradients[0])
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
+        looked_up = zip(ctx.ids.items(), gradients, strict=True)
+        ctx.tables.receive({name: (ids, gradient) for (name, ids), gradient in looked_up if gradient is not None})
         return None, None, None
 
 
@@ -122,9 +147,29 @@ class LocalTables:
         return tuple(table.spec for table in self._tables.values())
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for name in self._tables.keys() - ids.keys():
-            self._tables[name].apply_pending()  # the step's last batch has none of its rows: no backward pass will
-        return {name: self._tables[name].lookup(self._anchor, row_numbers) for name, row_numbers in ids.items()}
+        if not ids:
+            assert world_size() == 1, (
+                "a rank without rows names its tables with 0 ids: the others wait for its backward"
+            )
+            self._apply_pending()  # the step's last batch has no rows at all: no backward pass will
+            return {}
+        rows = _Lookup.apply(self._anchor, self, ids)  # type: ignore[no-untyped-call]
+        return dict(zip(ids, rows, strict=True))
+
+    def receive(self, gradients: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take ids and gradient ``[len(ids), dim]`` of looked-up rows by table; move them unless accumulating."""
+        if world_size() == 1:
+            received = dict(gradients)
+        else:
+            parts = [gradients.get(name) or _nothing(table.weight) for name, table in self._tables.items()]
+            received = dict(zip(self._tables, _of_all_ranks(parts), strict=True))
+        for name, (ids, gradient) in received.items():
+            self._tables[name].receive(ids, gradient)
+        self._apply_pending()
+
+    def _apply_pending(self) -> None:
+        for table in self._tables.values():
+            table.apply_pending()
 
     def rows(self, table: str) -> Tensor:
         return self._tables[table].weight

@@ -52,7 +52,9 @@ class TableBackend(Protocol):
         Float32 whatever the dtype of the table: autograd gives a gradient the dtype of its rows, and one of 3e-8 (a
         mean over 20,000 edges of rows of 1e-3) would be 0 in fp16.
 
-        The backward pass applies the optimizer once per table with the summed gradient of each distinct row.
+        The backward pass applies the optimizer once per table with the summed gradient of each distinct row. In a world
+        of several processes gradients are summed over all of them. Each process looks up, and goes backward, as many
+        times as the others; one that has no rows for a batch names its tables with 0 ids.
         """
         ...
 
@@ -67,7 +69,7 @@ class TableBackend(Protocol):
     def set_accumulating(self, accumulating: bool) -> None:
         """While True, backward passes only collect gradients; the next one after it is False applies their sum.
 
-        A table that the first lookup after it does not name is moved by that lookup.
+        The backward pass of the first lookup after it moves also the tables that this lookup does not name.
 
         A back end whose kernels cannot collect is refused when the config is read.
         """
