@@ -21,6 +21,7 @@ from rookery.config.loader import load_config
 from rookery.errors import DataError, UnknownId, UserError
 from rookery.serve.config import ServeConfig
 from rookery.serve.run import serve
+from rookery.serve.served import Opener
 from rookery.timeline.posts import Query, RankQuery
 
 NUM_USERS, NUM_POSTS = 50, 3_000
@@ -75,6 +76,7 @@ class FakeTimeline:
     def __init__(self, version: str = "v1", batch_s: float = 0.0) -> None:
         self.version, self.batch_s = version, batch_s
         self.tasks, self.weights = TASKS, WEIGHTS
+        self.example = {"user_id": "user_17", "post_id": "post_204"}
         self.batches: list[Sequence[Query]] = []
         self.threads: set[str] = set()
 
@@ -194,10 +196,10 @@ def say(address: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
+def main(opener: Opener) -> None:
     config = load_config(ServeConfig, Path(sys.argv[2])) if len(sys.argv) > 2 else ServeConfig(port=0)
-    serve(Path(sys.argv[1]), open_fake, config, os.environ, say)
+    serve(Path(sys.argv[1]), opener, config, os.environ, say)
 
 
 if __name__ == "__main__":
-    main()
+    main(open_fake)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,13 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _openapi(app: FastAPI, served: Served, *, with_token: bool) -> dict[str, Any]:
-    """The OpenAPI document, with the engagements that the bundle of now has weights for."""
+    """The OpenAPI document: examples ask for a user and a post of the bundle of now, weights are its engagements."""
     document = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
     schemas = document["components"]["schemas"]
     for name in _WITH_WEIGHTS:
         schemas[name]["properties"]["weights"]["anyOf"][0]["propertyNames"] = {"enum": list(served.tasks)}
+    for operation in (each for operations in document["paths"].values() for each in operations.values()):
+        _name_known_ids(operation, schemas, served.example)
     if with_token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
@@ -103,3 +105,16 @@ def _openapi(app: FastAPI, served: Served, *, with_token: bool) -> dict[str, Any
                 for operation in operations.values():
                     operation["security"] = [{"token": []}]
     return document
+
+
+def _name_known_ids(operation: dict[str, Any], schemas: dict[str, Any], known: Mapping[str, str]) -> None:
+    """Let the example of an operation ask for what there is."""
+    for parameter in operation.get("parameters", []):
+        if parameter["name"] in known:
+            parameter["schema"]["examples"] = [known[parameter["name"]]]
+    if "requestBody" in operation:
+        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        schema = schemas[reference.rpartition("/")[2]]
+        [example] = schema["examples"]
+        ids = {**known, "post_ids": [known["post_id"]]}
+        schema["examples"] = [{name: ids.get(name, value) for name, value in example.items()}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,26 @@ class BundleTimeline:
     def __init__(self, timeline: Timeline) -> None:
         """Raises ``DataError`` for metrics that are too large or no JSON."""
         self._timeline = timeline
-        self._map, self._metrics = _encoded(_map(timeline)), _encoded(_metrics(timeline))
+        points = timeline.bundle.map()
+        self._map, self._metrics = _encoded(_map(timeline, points)), _encoded(_metrics(timeline))
+        self.example = _example(timeline, points)
         self.version, self.tasks, self.weights = timeline.version, timeline.tasks, timeline.weights
         self.answer = timeline.answer
         self.candidates, self.users, self.user = timeline.candidates, timeline.users, timeline.user
-        self.neighbors, self.similar = timeline.neighbors, timeline.similar
 
     def num_rows(self, query: Query) -> int:
         """Of a timeline as many as there may be candidates."""
         if isinstance(query, RankQuery):
             return len(query.post_ids)
         return self._timeline.config.num_in_network + self._timeline.config.num_out_of_network
+
+    def neighbors(self, user_id: str, k: int) -> Sequence[Mapping[str, Any]]:
+        """Users near a user; without the number of the query that found them: there is one."""
+        return [{"id": each.id, "score": each.score} for each in self._timeline.neighbors(user_id, k)]
+
+    def similar(self, post_id: str, k: int) -> Sequence[Mapping[str, Any]]:
+        """Posts near a post."""
+        return [{"id": each.id, "score": each.score} for each in self._timeline.similar(post_id, k)]
 
     def describe(self) -> Mapping[str, Any]:
         """Tasks, weights and factors."""
@@ -78,8 +87,15 @@ def warmed_up(timeline: Timeline) -> BundleTimeline:
     return BundleTimeline(timeline)
 
 
-def _map(timeline: Timeline) -> Mapping[str, Any]:
-    points = timeline.bundle.map()
+def _example(timeline: Timeline, points: pa.Table) -> Mapping[str, str]:
+    """The first of each kind that has a vector, else the first that there is."""
+    catalog = timeline.catalog
+    ids = pa.concat_arrays([points["id"].combine_chunks(), catalog.user_ids[:1], catalog.post_ids[:1]])
+    kinds = [*points["kind"].to_pylist(), "user", "post"]
+    return {f"{kind}_id": ids[kinds.index(kind)].as_py() for kind in ("user", "post")}
+
+
+def _map(timeline: Timeline, points: pa.Table) -> Mapping[str, Any]:
     points = points.take(np.arange(0, len(points), max(-(-len(points) // MAX_POINTS), 1)))
     posts = points.filter(pc.equal(points["kind"], "post"))
     topics = [timeline.post(post)["topic"] for post in posts["id"].to_pylist()]

@@ -48,7 +48,13 @@ def _request(example: dict[str, Any]) -> ConfigDict:
 
 
 def _response(example: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [example]})
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [example]})
+
+
+class _Part(BaseModel):
+    """Of a response: it has these fields and no others."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class CandidatesRequest(BaseModel):
@@ -75,7 +81,7 @@ class RankRequest(BaseModel):
 class TimelineRequest(BaseModel):
     """Whose timeline, and how it is put together."""
 
-    model_config = _request({"user_id": "user_17", "k": 20, "sources": ["in_network"], "order": "score"})
+    model_config = _request({"user_id": "user_17", "k": 20, "sources": list(SOURCES), "order": "score"})
 
     user_id: Id
     k: K
@@ -112,7 +118,7 @@ class UsersQuery(BaseModel):
     limit: int = Field(default=20, ge=1, le=MAX_K)
 
 
-class Candidate(BaseModel):
+class Candidate(_Part):
     """A post that may stand in the timeline."""
 
     post_id: str
@@ -137,7 +143,7 @@ class CandidatesResponse(BaseModel):
     version: str
 
 
-class RankedPost(BaseModel):
+class RankedPost(_Part):
     """A post with why it ranks where it does."""
 
     post_id: str
@@ -173,7 +179,7 @@ class TimelinePost(RankedPost):
     final_score: float = Field(description="base_score times both factors.")
 
 
-class Timings(BaseModel):
+class Timings(_Part):
     """Milliseconds of this request: waiting for its batch and being served with it, and all together."""
 
     batch: float
@@ -209,17 +215,28 @@ class TimelineResponse(BaseModel):
     timings_ms: Timings
 
 
-class Neighbor(BaseModel):
-    """Something near, with its cosine."""
+class Neighbor(_Part):
+    """A user or a post that is near."""
 
     id: str
-    score: float
+    score: float = Field(
+        description="The cosine of both vectors, or minus their distance where TwHIN learnt distances."
+    )
 
 
 class NeighborsResponse(BaseModel):
-    """The nearest first."""
+    """The nearest users first; none where the user has no vector."""
 
     model_config = _response({"neighbors": [{"id": "user_9", "score": 0.93}], "version": "1f3a90c2"})
+
+    neighbors: list[Neighbor]
+    version: str
+
+
+class SimilarResponse(BaseModel):
+    """The nearest posts first; none where the post has no vector."""
+
+    model_config = _response({"neighbors": [{"id": "post_77", "score": 0.88}], "version": "1f3a90c2"})
 
     neighbors: list[Neighbor]
     version: str
@@ -244,7 +261,7 @@ class UsersResponse(BaseModel):
     users: list[User]
 
 
-class Diversity(BaseModel):
+class Diversity(_Part):
     """The n-th post of an author counts ``(1 - floor) * decay ** n + floor`` times."""
 
     decay: float
@@ -275,7 +292,7 @@ class ConfigResponse(BaseModel):
     version: str
 
 
-class UserPoints(BaseModel):
+class UserPoints(_Part):
     """Columns: the i-th of each belong together."""
 
     id: list[str]
@@ -308,7 +325,14 @@ class MapResponse(BaseModel):
 class MetricsResponse(BaseModel):
     """Tables, curves and reliability diagrams, as they were attached to the bundle."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{}]})
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {"tables": [{"title": "What was reached", "columns": ["", "AUROC"], "rows": [["is_favorited", 0.77]]}]}
+            ]
+        },
+    )
 
 
 class Health(BaseModel):

@@ -22,6 +22,7 @@ from rookery.serve.messages import (
     RankRequest,
     RankResponse,
     SimilarRequest,
+    SimilarResponse,
     TimelineRequest,
     TimelineResponse,
     User,
@@ -120,7 +121,7 @@ def _add_lookups(router: APIRouter, service: Service) -> None:
             lambda served: {"neighbors": served.neighbors(request.user_id, request.k), "version": served.version},
         )
 
-    @router.post("/similar", response_model=NeighborsResponse, responses=_refusals(_UNKNOWN, _WITH_BODY))
+    @router.post("/similar", response_model=SimilarResponse, responses=_refusals(_UNKNOWN, _WITH_BODY))
     async def similar(request: SimilarRequest) -> Response:
         """The posts nearest to a post."""
         return await _look_up(

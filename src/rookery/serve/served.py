@@ -29,6 +29,10 @@ class Served(Protocol):
     def weights(self) -> Mapping[str, float]:
         """The weights where a query has none."""
 
+    @property
+    def example(self) -> Mapping[str, str]:
+        """A ``user_id`` and a ``post_id`` that there are."""
+
     def num_rows(self, query: Query) -> int:
         """Posts that the network sees for a query, at most."""
 
