@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Of clients that come by the hundred: to read the authorities' certificates takes 36 ms each time."""
 
 
 class Served:
@@ -54,9 +58,9 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, log: Path, config: Path | None = None, command: list[str] | None = None) -> Iterator[Served]:
-    """Serve ``bundle``, with the fake timeline unless another ``command`` is given."""
-    arguments = command or [sys.executable, "-m", "served_fake", str(bundle), *([str(config)] if config else [])]
+def served(bundle: Path, log: Path, config: Path | None = None, module: str = "served_fake") -> Iterator[Served]:
+    """Serve ``bundle`` by ``module``: a fake one, or a real one by ``served_bundle``."""
+    arguments = [sys.executable, "-m", module, str(bundle), *([str(config)] if config else [])]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_WAIT_POLICY": "passive"}
     with (
         log.open("w") as sink,

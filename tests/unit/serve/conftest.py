@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from served_fake import FakeTimeline, open_fake, write_bundle
+from small_timeline import write_parts
 from typing_extensions import Self
 
 from rookery.serve.app import create_app
@@ -80,6 +81,13 @@ class Application:
     @property
     def timeline(self) -> FakeTimeline:
         return self.holder.current
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real one, of 50 users and 400 posts."""
+    parts = write_parts(tmp_path_factory.mktemp("parts"))
+    return parts.build(parts.folder / "bundle")
 
 
 @pytest.fixture(autouse=True)

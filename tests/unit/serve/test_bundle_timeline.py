@@ -10,14 +10,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
 from serving import wait_until
-from small_timeline import write_parts
 
 from rookery.errors import DataError
 from rookery.serve import bundle_timeline
@@ -26,12 +24,6 @@ from rookery.serve.messages import ConfigResponse, MapResponse, NeighborsRespons
 from rookery.timeline.bundle import attach_metrics
 from rookery.timeline.config import WEIGHT_PRESETS
 from rookery.timeline.timeline import Timeline
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    parts = write_parts(tmp_path_factory.mktemp("parts"))
-    return parts.build(parts.folder / "bundle")
 
 
 @pytest.fixture(scope="module")

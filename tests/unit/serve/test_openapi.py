@@ -10,16 +10,33 @@ from schemathesis import GenerationMode
 from served_fake import TASKS, write_bundle
 from serving import served
 
+from rookery.data.engagements import ENGAGEMENTS
+from rookery.serve.messages import (
+    CandidatesResponse,
+    NeighborsResponse,
+    RankResponse,
+    SimilarResponse,
+    TimelineResponse,
+)
+
 SECRET = "a-token-of-the-tests"
 
 
+@pytest.fixture(scope="module", params=["served_fake", "served_bundle"])
+def module(request):
+    """A fake timeline, which answers at once, and a real one."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(module, bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("openapi")
-    write_bundle(folder / "bundle", "v1")
+    if module == "served_fake":
+        bundle = folder / "bundle"
+        write_bundle(bundle, "v1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROOKERY_TOKEN", SECRET)
-        with served(folder / "bundle", folder / "log") as server:
+        with served(bundle, folder / "log", module=module) as server:
             yield server.address
             assert "Traceback" not in server.log
 
@@ -44,13 +61,21 @@ def test_all_operations_are_tried(document):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_the_service_keeps_to_its_document(document, method, path, mode):
+def test_the_service_keeps_to_its_document(document, module, method, path, mode):
     """Status, media type and body of each answer are declared; no 5xx; a body that fits is taken, others refused."""
     operation = document[path][method]
     if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
         return  # there is nothing about it that could be wrong
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    tries = settings(
+        max_examples=60 if module == "served_fake" else 15,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+
+    @tries
     @given(case=operation.as_strategy(generation_mode=mode))
     def tried(case):
         case.call_and_validate(headers={"Authorization": f"Bearer {SECRET}"})
@@ -58,7 +83,7 @@ def test_the_service_keeps_to_its_document(document, method, path, mode):
     tried()
 
 
-def test_every_operation_has_an_example_and_declares_its_refusals(document):
+def test_every_operation_has_an_example_and_declares_its_refusals(document, module):
     document = document.raw_schema
     schemas = document["components"]["schemas"]
     for path, operations in document["paths"].items():
@@ -73,7 +98,8 @@ def test_every_operation_has_an_example_and_declares_its_refusals(document):
                 content = operation["requestBody"]["content"]["application/json"]
                 assert schemas[content["schema"]["$ref"].rpartition("/")[2]]["examples"], path
     weights = schemas["RankRequest"]["properties"]["weights"]["anyOf"][0]
-    assert weights["propertyNames"] == {"enum": list(TASKS)}
+    tasks = TASKS if module == "served_fake" else ENGAGEMENTS
+    assert sorted(weights["propertyNames"]["enum"]) == sorted(tasks)
 
 
 def test_the_examples_of_requests_are_answered(address):
@@ -85,3 +111,23 @@ def test_the_examples_of_requests_are_answered(address):
             (example,) = document["components"]["schemas"][reference.rpartition("/")[2]]["examples"]
             response = httpx.post(f"{address}{path}", json=example, headers=headers)
             assert response.status_code == 200, (path, response.text)
+            assert all(response.json().values()), (path, "something is empty")
+    parameters = document["paths"]["/v1/users/{user_id}"]["get"]["parameters"]
+    [user] = next(each for each in parameters if each["name"] == "user_id")["schema"]["examples"]
+    assert httpx.get(f"{address}/v1/users/{user}", headers=headers).json()["id"] == user
+
+
+def test_answers_have_the_fields_that_are_declared_and_no_others(address):
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    [user] = httpx.get(f"{address}/v1/users", params={"limit": 1}, headers=headers).json()["users"]
+
+    def asked(name, **body):
+        return httpx.post(f"{address}/v1/{name}", json=body, headers=headers).content
+
+    found = CandidatesResponse.model_validate_json(asked("candidates", user_id=user["id"]))
+    post = found.candidates[0].post_id
+    TimelineResponse.model_validate_json(asked("timeline", user_id=user["id"], k=3))
+    RankResponse.model_validate_json(asked("rank", user_id=user["id"], post_ids=[post]))
+    NeighborsResponse.model_validate_json(asked("neighbors", user_id="user_3", k=3))
+    similar = SimilarResponse.model_validate_json(asked("similar", post_id="post_3", k=3))
+    assert len(similar.neighbors) == 3
