@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from rookery.data.ledger import Ledger
 from rookery.data.stream import BatchStream, Columns, StreamPosition
 
 T = TypeVar("T")
@@ -21,19 +22,22 @@ Runs ahead of the model in another thread: randomness must come from a generator
 
 @dataclass(frozen=True)
 class Prepared(Generic[T]):
-    """A batch ready for the model, the stream's position behind it, and the number of rows that it was made of."""
+    """A batch ready for the model, the number of rows that it was made of, and the stream's position and ledger behind
+    it: the stream itself may be further on.
+    """
 
     batch: T
     position: StreamPosition
     num_rows: int
+    ledger: Ledger
 
 
 def prepare(stream: BatchStream, transform: Transform[T]) -> Iterator[Prepared[T]]:
-    """The stream's batches, transformed, each with its position."""
+    """The stream's batches, transformed, each with its position and ledger."""
     for columns in stream:
-        position = stream.position()
+        position, ledger = stream.position(), stream.ledger()
         num_rows = next(iter(columns.values())).shape[0]
-        yield Prepared(transform(columns, position), position, num_rows)
+        yield Prepared(transform(columns, position), position, num_rows, ledger)
 
 
 class Prefetcher(Generic[T]):

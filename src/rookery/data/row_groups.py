@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_request, column_type
@@ -23,6 +25,12 @@ BYTES_PER_READ = 67_108_864
 COLUMN_BYTES_PER_READ = 8_388_608
 # Arrow decodes columns in parallel, which does not help where one column is most of a row.
 READERS = 2
+# Arrow gives what it cannot decode as an OSError without a number.
+_ERRORS_OF_FILES = {None, errno.ENOENT, errno.EIO, errno.ESTALE}
+
+
+class CorruptRowGroup(DataError):
+    """A row group cannot be decoded, or its file is gone; the message names file, row group and column."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,43 @@ def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> 
     Raises ``DataError`` naming file, row group and column where a row group cannot be decoded, and the row, too, where
     a value cannot become what was requested.
     """
+
+    def fail(damage: CorruptRowGroup) -> None:
+        raise damage
+
+    return _read(slices, types, fail)[0]
+
+
+def read_sound_rows(
+    slices: Sequence[RowGroupSlice], types: dict[str, ColumnType], report: Callable[[CorruptRowGroup], None]
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """As ``read_rows``, but a row group that cannot be decoded is reported and its rows stay as memory was.
+
+    The second result tells the rows that were decoded: booleans ``[rows]``, None when all were. ``report`` is called
+    from several threads.
+    """
+    return _read(slices, types, report)
+
+
+def _read(
+    slices: Sequence[RowGroupSlice], types: dict[str, ColumnType], report: Callable[[CorruptRowGroup], None]
+) -> tuple[dict[str, Tensor], Tensor | None]:
     num_rows = sum(piece.num_rows for piece in slices)
     result = {key: column.allocate(num_rows) for key, column in types.items()}
     names = list(dict.fromkeys(column.request.name for column in types.values()))
+    lost: list[slice] = []
 
     def read(pieces: Sequence[RowGroupSlice], start: int) -> None:
-        table = _read_table(pieces, names)
+        try:
+            table = _read_table(pieces, names)
+        except CorruptRowGroup as damage:
+            if len(pieces) == 1:
+                report(damage)
+                lost.append(slice(start, start + pieces[0].num_rows))
+            for piece in pieces if len(pieces) > 1 else ():
+                read([piece], start)
+                start += piece.num_rows
+            return
         for key, column in types.items():
             target = result[key].numpy()[start : start + table.num_rows]
             _copy_column(table.column(column.request.name), target, column, pieces)
@@ -109,7 +148,16 @@ def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> 
     starts = accumulate((sum(piece.num_rows for piece in pieces) for pieces in reads), initial=0)
     with ThreadPoolExecutor(READERS, thread_name_prefix="parquet-reader") as readers:
         list(readers.map(read, reads, starts))
-    return result
+    return result, _sound(num_rows, lost)
+
+
+def _sound(num_rows: int, lost: Sequence[slice]) -> Tensor | None:
+    if not lost:
+        return None
+    sound = torch.ones(num_rows, dtype=torch.bool)
+    for rows in lost:
+        sound[rows] = False
+    return sound
 
 
 def read_column(piece: RowGroupSlice, column: str) -> pa.ChunkedArray:
@@ -203,11 +251,19 @@ def _unreadable(pieces: Sequence[RowGroupSlice], columns: list[str], error: Exce
                 with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                     parquet.read_row_group(piece.row_group, columns=[column])
             except (pa.ArrowException, OSError) as cause:
-                return DataError(
+                kind = CorruptRowGroup if _is_damage(cause) else DataError
+                return kind(
                     f"{file}: row group {piece.row_group}, column {column!r} cannot be decoded ({_one_line(cause)}); "
                     "write the file again"
                 )
     return DataError(f"{file}: cannot be read ({_one_line(error)}); write the file again")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is at fault, not this process: it may be short of memory or of open files."""
+    if isinstance(error, OSError):
+        return error.errno in _ERRORS_OF_FILES
+    return not isinstance(error, MemoryError)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,52 +1,93 @@
 """Parquet files as an endless, shuffled, resumable stream of batches of tensors.
 
-Order: the row groups of an epoch are permuted and gathered into buffers of about ``buffer_rows`` rows, fewer where
-these would take more than ``buffer_bytes``; within a buffer every row is permuted. Both permutations are functions of
-(seed, epoch) alone, so a position is three numbers and a seek reads one buffer.
+Order: row groups are dealt into lanes (``lanes.py``). In each epoch the row groups of a lane are permuted and gathered
+into buffers, in all lanes together of about ``buffer_rows`` rows, fewer where these would take more than
+``buffer_bytes``; within a buffer every row is permuted. Both permutations are functions of (seed, epoch, lane) alone,
+so a position is three numbers and a seek reads one buffer a lane.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rookery.data.columns import ColumnRequest, ColumnType
+from rookery.data.lanes import (
+    BatchLayout,
+    EpochOrder,
+    Lane,
+    Part,
+    deal,
+    in_file_order,
+    lanes_of_rank,
+    require_rows_for_each,
+)
+from rookery.data.ledger import Ledger, LedgerBook
 from rookery.data.row_filter import RowFilter, filter_rows
-from rookery.data.row_groups import RowGroupSlice, bytes_per_row, list_row_groups, read_rows, select_rows
+from rookery.data.row_groups import (
+    CorruptRowGroup,
+    RowGroupSlice,
+    bytes_per_row,
+    list_row_groups,
+    read_rows,
+    read_sound_rows,
+    select_rows,
+)
 from rookery.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 Columns = dict[str, Tensor]
+OnCorrupt = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """``num_batches`` batches of epoch ``epoch`` have been handed out, in the order that the other fields fix."""
+    """``num_batches`` batches of epoch ``epoch`` have been handed out, in the order that the other fields fix.
+
+    The same on all ranks, whatever their number; ``num_rows`` are those of all lanes.
+    """
 
     epoch: int
     num_batches: int
     batch_size: int
     num_rows: int
     seed: int
+    num_lanes: int = 1
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
 
+    def require_order_of(self, here: StreamPosition) -> None:
+        """Raise ``DataError`` unless a stream that is at ``here`` has the order that this position was taken in."""
+        for name in ("batch_size", "num_rows", "seed", "num_lanes"):
+            then, now = getattr(self, name), getattr(here, name)
+            if then != now:
+                raise DataError(
+                    f"the position to resume at was taken with {name}={then}, the stream now has {name}={now}; "
+                    f"restore {name}={then}, or start a new run from the old one's weights"
+                )
+
 
 class BatchStream(Protocol):
-    """A stream of batches whose place can be stored and found again."""
+    """A stream of batches whose place can be stored and found again: of each batch the part of this rank."""
 
     @property
-    def batches_per_epoch(self) -> int: ...
+    def batches_per_epoch(self) -> int:
+        """The same on all ranks."""
+        ...
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The lanes that this rank reads, in the order of their rows in a batch."""
+        ...
 
     def __iter__(self) -> BatchStream: ...
 
@@ -57,7 +98,33 @@ class BatchStream(Protocol):
         ...
 
     def seek(self, position: StreamPosition) -> None:
-        """Go on behind ``position``. ``DataError`` when it was taken in a stream of another order."""
+        """Go on behind ``position``, with an empty ledger. ``DataError`` when it is of a stream of another order."""
+        ...
+
+    def lane_rows(self, position: StreamPosition) -> tuple[int, ...]:
+        """Rows of each of this rank's lanes in the batch behind which ``position`` stands, 0 before the first."""
+        ...
+
+    def total_rows(self, position: StreamPosition) -> int:
+        """Rows over all lanes of the batch behind which ``position`` stands, the same on all ranks."""
+        ...
+
+    def ledger(self) -> Ledger:
+        """What this rank handed out in the epoch of ``position()``."""
+        ...
+
+    def resume_ledger(self, ledger: Ledger) -> None:
+        """Count on from ``ledger``, which was stored with the position that was sought: on one rank alone the merged
+        ledger of all, the others count from nothing.
+        """
+        ...
+
+    def expected(self) -> Ledger:
+        """What the ledgers of all ranks merged must account for at the end of an epoch."""
+        ...
+
+    def finished(self) -> list[Ledger]:
+        """What this rank handed out in each epoch that it has finished."""
         ...
 
 
@@ -65,13 +132,20 @@ class ParquetStream:
     """Batches ``{column: tensor}`` of the rows of some Parquet files; an epoch hands out every row once.
 
     Columns of integers or floats become ``[batch]``, fixed-size lists ``[batch, width]``; a ``ColumnRequest`` asks for
-    more. The last batch of an epoch may be smaller. ``where`` selects rows by the values of a column, ``offset`` and
-    ``limit`` by their place among these in file order. Each rank reads row groups of its own, about as many rows each.
-    ``num_epochs`` None: without end. Unshuffled batches are views of a shared buffer: read them only.
+    more. The last batches of an epoch may be smaller. ``where`` selects rows by the values of a column, ``offset`` and
+    ``limit`` by their place among these in file order. ``num_epochs`` None: without end. Unshuffled batches are views
+    of a shared buffer: read them only.
 
-    Memory: two buffers at most, the one in use and the one being decoded ahead. A buffer holds at least one row group,
-    and otherwise no more than ``buffer_rows`` rows and ``buffer_bytes``. Data that fit one buffer are decoded once and
-    stay.
+    ``batch_size`` is that of all ranks together. A batch has rows of each of ``num_lanes`` lanes, one after another;
+    rank ``rank`` of ``world_size`` decodes and hands out those of its own lanes, empty tensors when they have ended
+    before the epoch has. The order depends on the number of lanes, not on that of the ranks.
+
+    ``on_corrupt`` "skip": the rows of a row group that cannot be decoded are left out of their batches, counted in the
+    ledger and warned of once; "fail": ``DataError``.
+
+    Memory: two buffers a lane at most, the one in use and the one being decoded ahead. A buffer holds at least one row
+    group, and otherwise no more than its lane's share of ``buffer_rows`` rows and ``buffer_bytes``. A lane that fits
+    one buffer is decoded once and stays.
     """
 
     def __init__(  # noqa: PLR0913 - each is a choice of its own, named at the call
@@ -84,32 +158,42 @@ class ParquetStream:
         shuffle: bool,
         buffer_rows: int = 4_194_304,
         buffer_bytes: int | None = 536_870_912,
+        num_lanes: int = 1,
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
         offset: int = 0,
         where: RowFilter | None = None,
         num_epochs: int | None = None,
+        on_corrupt: OnCorrupt = "fail",
     ) -> None:
+        require_rows_for_each(batch_size, num_lanes, world_size)
         slices, self._types = list_row_groups(files, columns)
         selected = select_rows(slices if where is None else filter_rows(slices, where), offset, limit)
-        shares = _shares(selected, world_size)
-        if not all(shares):
-            raise DataError(_too_little_to_read(files, offset, limit, where, world_size))
+        if len(selected) < num_lanes:
+            place = f"{_place(files)} with offset={offset}, limit={limit}" + (f", {where}" if where else "")
+            raise DataError(_too_little_to_read(place, len(selected), num_lanes))
+        shares = deal(selected, num_lanes)
+        self._layout = BatchLayout(tuple(share.num_rows for share in shares), batch_size)
         self.batch_size = batch_size
-        self.num_rows_per_rank = tuple(sum(piece.num_rows for piece in share) for share in shares)
-        self.num_rows = self.num_rows_per_rank[rank]
+        self.num_rows = sum(self._layout.num_rows)
+        self.num_lanes = num_lanes
         self.num_epochs = num_epochs
         self._seed = seed
-        self._slices = shares[rank]
+        mine = [shares[lane] for lane in lanes_of_rank(num_lanes, rank, world_size)]
+        self._slices = in_file_order(mine)
         if buffer_bytes is not None:
             buffer_rows = min(buffer_rows, buffer_bytes // bytes_per_row(self._types))
-        self._order = _EpochOrder(self._slices, seed, shuffle, buffer_rows)
-        self._whole: Columns | None = None
-        self._loading: dict[tuple[int, int], Future[tuple[Columns, Tensor | None]]] = {}
-        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parquet-stream")
+        reader = _Reader(self._types, on_corrupt)
+        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parquet-stream")
+        self._lanes = [
+            Lane(EpochOrder(share, seed, shuffle, buffer_rows // num_lanes), self._layout, reader, loader, num_epochs)
+            for share in mine
+        ]
         self._epoch = 0
         self._num_batches = 0
+        self._book = LedgerBook(self.num_rows)
+        self._short: dict[tuple[int, int], tuple[int, ...]] = {}
 
     @property
     def slices(self) -> Sequence[RowGroupSlice]:
@@ -122,14 +206,14 @@ class ParquetStream:
         return self._types
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Batches of an epoch on this rank, the last partial one included."""
-        return -(-self.num_rows // self.batch_size)
+    def lanes(self) -> tuple[int, ...]:
+        """The lanes that this rank reads, in the order of their rows in a batch."""
+        return tuple(lane.number for lane in self._lanes)
 
     @property
-    def batches_per_epoch_per_rank(self) -> tuple[int, ...]:
-        """Batches of an epoch on each rank: they differ where the rows do not divide evenly."""
-        return tuple(-(-num_rows // self.batch_size) for num_rows in self.num_rows_per_rank)
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch, the last partial ones included: the same on all ranks."""
+        return self._layout.batches_per_epoch
 
     def __iter__(self) -> ParquetStream:
         return self
@@ -140,152 +224,118 @@ class ParquetStream:
             epoch, batch = epoch + 1, 0
         if self.num_epochs is not None and epoch >= self.num_epochs:
             raise StopIteration
-        start = batch * self.batch_size
-        columns = self._rows(epoch, start, min(start + self.batch_size, self.num_rows))
+        for lane in self._lanes:
+            lane.begin(epoch, batch)
+        parts = [lane.parts(epoch, batch) for lane in self._lanes]
         self._epoch, self._num_batches = epoch, batch + 1
-        return columns
+        self._enter(parts)
+        return self._joined([part.columns for of_lane in parts for part in of_lane])
 
     def position(self) -> StreamPosition:
         """The place behind the batch that was handed out last."""
-        return StreamPosition(self._epoch, self._num_batches, self.batch_size, self.num_rows, self._seed)
+        return StreamPosition(
+            self._epoch, self._num_batches, self.batch_size, self.num_rows, self._seed, self.num_lanes
+        )
 
     def seek(self, position: StreamPosition) -> None:
-        """Go on behind ``position``; the next batch reads the one buffer that it needs.
+        """Go on behind ``position``, with an empty ledger; the next batch reads the one buffer a lane that it needs.
 
-        Raises ``DataError`` when the position was taken with another batch size, seed or number of rows.
+        Raises ``DataError`` when the position was taken with another batch size, seed or number of rows or lanes.
         """
-        here = self.position()
-        for name in ("batch_size", "num_rows", "seed"):
-            then, now = getattr(position, name), getattr(here, name)
-            if then != now:
-                raise DataError(
-                    f"the position to resume at was taken with {name}={then}, the stream now has {name}={now}; "
-                    f"restore {name}={then}, or start a new run from the old one's weights"
-                )
+        position.require_order_of(self.position())
         self._epoch, self._num_batches = position.epoch, position.num_batches
+        self._book.go_to(position.epoch)
+        self._short.clear()
 
-    def _rows(self, epoch: int, start: int, stop: int) -> Columns:
-        """Rows ``start`` to ``stop`` of the epoch's order; they may span buffers."""
-        parts: list[Columns] = []
-        while start < stop:
-            index, within, size = self._order.locate(epoch, start)
-            num_rows = min(stop - start, size - within)
-            columns, permutation = self._buffer(epoch, index)
-            parts.append(_gather(columns, permutation, within, within + num_rows))
-            start += num_rows
+    def lane_rows(self, position: StreamPosition) -> tuple[int, ...]:
+        """Rows of each of this rank's lanes in the batch behind which ``position`` stands, 0 before the first.
+
+        Rows that were left out as not decodable do not count, in the batches of this epoch and the one before.
+        """
+        if position.num_batches == 0:
+            return (0,) * len(self._lanes)
+        batch = position.num_batches - 1
+        short = self._short.get((position.epoch, position.num_batches))
+        return short or tuple(self._layout.rows(lane.number, batch) for lane in self._lanes)
+
+    def total_rows(self, position: StreamPosition) -> int:
+        """Rows over all lanes of the batch behind which ``position`` stands, the same on all ranks; 0 before the first.
+
+        Rows that were left out as not decodable count: other ranks do not know of them.
+        """
+        if position.num_batches == 0:
+            return 0
+        return sum(self._layout.rows(lane, position.num_batches - 1) for lane in range(self.num_lanes))
+
+    def ledger(self) -> Ledger:
+        """What this rank handed out in the epoch of ``position()``."""
+        return self._book.current
+
+    def resume_ledger(self, ledger: Ledger) -> None:
+        """Count on from ``ledger``, which was stored with the position that was sought.
+
+        One rank does so with the merged ledger of all; the others count from nothing.
+        """
+        self._book.resume(ledger)
+
+    def expected(self) -> Ledger:
+        """What the ledgers of all ranks merged must account for at the end of an epoch. The first call takes some
+        nanoseconds a row.
+        """
+        return self._book.expected()
+
+    def finished(self) -> list[Ledger]:
+        """What this rank handed out in each epoch that it has finished."""
+        return self._book.finished
+
+    def _enter(self, parts: Sequence[Sequence[Part]]) -> None:
+        """Count a batch, by lane, behind which the stream now stands."""
+        skipped = sum(part.skipped for of_lane in parts for part in of_lane)
+        rows = tuple(sum(part.num_rows for part in of_lane) for of_lane in parts)
+        digest = sum(part.digest for of_lane in parts for part in of_lane)
+        self._book.count(self._epoch, sum(rows), digest, skipped)
+        if skipped:
+            self._short = {key: short for key, short in self._short.items() if key[0] >= self._epoch - 1}
+            self._short[self._epoch, self._num_batches] = rows
+        if self._num_batches == self.batches_per_epoch:
+            self._book.finish()
+
+    def _joined(self, parts: Sequence[Columns]) -> Columns:
         if len(parts) == 1:
             return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _buffer(self, epoch: int, index: int) -> tuple[Columns, Tensor | None]:
-        """A decoded buffer and its permutation; starts decoding the one after it and lets go of all others."""
-        wanted = (epoch, index)
-        following = (epoch, index + 1) if index + 1 < self._order.num_buffers(epoch) else (epoch + 1, 0)
-        self._loading = {key: loading for key, loading in self._loading.items() if key in (wanted, following)}
-        for key in (wanted, following):
-            if key not in self._loading and (self.num_epochs is None or key[0] < self.num_epochs):
-                self._loading[key] = self._loader.submit(self._load, *key)
-        return self._loading[wanted].result()
-
-    def _load(self, epoch: int, index: int) -> tuple[Columns, Tensor | None]:
-        permutation = self._order.permutation(epoch, index)
-        if self._whole is not None:
-            return self._whole, permutation
-        columns = read_rows(self._order.slices(epoch, index), self._types)
-        if self._order.num_buffers(epoch) == 1:
-            self._whole = columns
-        return columns, permutation
+        if not parts:
+            return {name: column.allocate(0) for name, column in self._types.items()}
+        return {name: torch.cat([part[name] for part in parts]) for name in self._types}
 
 
-class _EpochOrder:
-    """Which rows each buffer of an epoch holds, and their permutation: pure functions of (seed, epoch)."""
+class _Reader:
+    """Decodes row groups; what cannot be decoded is an error, or is warned of once."""
 
-    def __init__(self, slices: Sequence[RowGroupSlice], seed: int, shuffle: bool, buffer_rows: int) -> None:
-        self._slices = slices
-        self._seed = seed
-        self._shuffle = shuffle
-        self._buffer_rows = buffer_rows
-        # Two epochs: the one being read and, at its end, the one decoded ahead.
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
+    def __init__(self, types: dict[str, ColumnType], on_corrupt: OnCorrupt) -> None:
+        self._types = types
+        self._on_corrupt = on_corrupt
+        self._warned: set[str] = set()
 
-    def num_buffers(self, epoch: int) -> int:
-        return len(self._plan(epoch)[0])
+    def __call__(self, slices: Sequence[RowGroupSlice]) -> tuple[Columns, Tensor | None]:
+        if self._on_corrupt == "fail":
+            return read_rows(slices, self._types), None
+        return read_sound_rows(slices, self._types, self._warn)
 
-    def slices(self, epoch: int, index: int) -> list[RowGroupSlice]:
-        """In file order: the disk is read forwards, and a sole buffer is the same in every epoch."""
-        return [self._slices[number] for number in sorted(self._plan(epoch)[0][index])]
-
-    def locate(self, epoch: int, row: int) -> tuple[int, int, int]:
-        """The buffer that holds row ``row`` of the epoch, the row's place in it, and the buffer's number of rows."""
-        ends = self._plan(epoch)[1]
-        index = bisect_right(ends, row)
-        start = ends[index - 1] if index else 0
-        return index, row - start, ends[index] - start
-
-    def permutation(self, epoch: int, index: int) -> Tensor | None:
-        """Row numbers ``[rows]`` (int64) within the buffer, None for file order."""
-        if not self._shuffle:
-            return None
-        num_rows = sum(piece.num_rows for piece in self.slices(epoch, index))
-        return torch.randperm(num_rows, generator=_generator(self._seed, epoch, 1 + index))
-
-    def _make_plan(self, epoch: int) -> tuple[list[list[int]], list[int]]:
-        """Slice numbers by buffer, and the row of the epoch at which each buffer ends."""
-        count = len(self._slices)
-        numbers = torch.randperm(count, generator=_generator(self._seed, epoch)).tolist()
-        buffers: list[list[int]] = []
-        sizes: list[int] = []
-        for number in numbers if self._shuffle else range(count):
-            num_rows = self._slices[number].num_rows
-            if not buffers or sizes[-1] + num_rows > self._buffer_rows:
-                buffers.append([])
-                sizes.append(0)
-            buffers[-1].append(number)
-            sizes[-1] += num_rows
-        return buffers, list(accumulate(sizes))
+    def _warn(self, damage: CorruptRowGroup) -> None:
+        message = str(damage)
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s. Its rows are left out of all batches (on_corrupt is skip)", message)
 
 
-def _generator(*key: int) -> torch.Generator:
-    """A generator whose seed depends on every number of ``key`` (a trailing zero counts for nothing)."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(seed)
-
-
-def _gather(columns: Columns, permutation: Tensor | None, start: int, stop: int) -> Columns:
-    if permutation is None:
-        return {name: column[start:stop] for name, column in columns.items()}
-    rows = permutation[start:stop]
-    return {name: _take(column, rows) for name, column in columns.items()}
-
-
-def _take(column: Tensor, rows: Tensor) -> Tensor:
-    # One column at a time: 4 to 8 times as fast as indexing or a gather of interleaved columns.
-    if column.dim() == 1:
-        return column.index_select(0, rows)
-    # index_select would share the copying of long rows among torch's threads, which the model needs: on two busy cores
-    # it then waits for them and takes 10 times as long.
-    return torch.from_numpy(column.numpy().take(rows.numpy(), axis=0))
-
-
-def _shares(slices: Sequence[RowGroupSlice], world_size: int) -> list[list[RowGroupSlice]]:
-    """Row groups by rank: the largest first, each to the rank with the fewest rows; file order within a rank."""
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    num_rows = [0] * world_size
-    for number in sorted(range(len(slices)), key=lambda number: -slices[number].num_rows):
-        rank = num_rows.index(min(num_rows))
-        shares[rank].append(number)
-        num_rows[rank] += slices[number].num_rows
-    return [[slices[number] for number in sorted(share)] for share in shares]
-
-
-def _too_little_to_read(
-    files: Sequence[Path], offset: int, limit: int | None, where: RowFilter | None, world_size: int
-) -> str:
-    place = f"{len(files)} files, first {files[0]}" if files else "no files"
-    selection = f"offset={offset}, limit={limit}" + (f", {where}" if where else "")
-    if world_size == 1:
-        return f"no rows to read in {place} with {selection}; correct the path or the selection"
+def _too_little_to_read(place: str, num_row_groups: int, num_lanes: int) -> str:
+    if num_row_groups == 0:
+        return f"no rows to read in {place}; correct the path or the selection"
     return (
-        f"fewer row groups than the {world_size} ranks in {place} with {selection}; "
-        "write smaller row groups or use fewer processes"
+        f"{num_row_groups} row groups, fewer than the num_lanes={num_lanes} that share them, in {place}; "
+        "write smaller row groups, or use fewer lanes"
     )
+
+
+def _place(files: Sequence[Path]) -> str:
+    return f"{len(files)} files, first {files[0]}" if files else "no files"

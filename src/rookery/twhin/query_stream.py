@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rookery.data.lanes import lanes_of_rank, require_rows_for_each
+from rookery.data.ledger import Ledger, LedgerBook, mix
 from rookery.data.stream import Columns, StreamPosition
-from rookery.errors import DataError
 from rookery.twhin.planner import CODE_OF_SIDE, PREDICTS
 from rookery.types import Side
 
@@ -20,13 +21,28 @@ from rookery.types import Side
 class QueryStream:
     """Endless batches of directed edges (a ``BatchStream``); an epoch visits each edge once in each direction.
 
-    Queries are permuted by (seed, epoch), the edges of a query stay together. All edges are in memory: 48 bytes each.
+    Queries are permuted by (seed, epoch), the edges of a query stay together. All edges are in the memory of every
+    rank: 48 bytes each. ``batch_size`` is that of all ranks together: a batch is cut into ``num_lanes`` runs of rows,
+    of which rank ``rank`` of ``world_size`` hands out its own.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor], sides: Sequence[Side], batch_size: int, *, seed: int) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Tensor],
+        sides: Sequence[Side],
+        batch_size: int,
+        *,
+        seed: int,
+        num_lanes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        require_rows_for_each(batch_size, num_lanes, world_size)
         self._columns = columns
         self._batch_size = batch_size
         self._seed = seed
+        self._num_lanes = num_lanes
+        self._lanes = lanes_of_rank(num_lanes, rank, world_size)
         parts = [_by_query(columns, side) for side in sides]
         self._edge = torch.cat([edge for edge, _ in parts])  # [rows], query by query
         self._length = torch.cat([length for _, length in parts])  # [queries]
@@ -36,6 +52,12 @@ class QueryStream:
         self._order_of_epoch: tuple[int, Tensor] | None = None
         self._epoch = 0
         self._num_batches = 0
+        self._book = LedgerBook(self.num_rows)
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The lanes that this rank reads, in the order of their rows in a batch."""
+        return self._lanes
 
     @property
     def num_rows(self) -> int:
@@ -53,25 +75,56 @@ class QueryStream:
         if self._num_batches == self.batches_per_epoch:
             self._epoch, self._num_batches = self._epoch + 1, 0
         start = self._num_batches * self._batch_size
-        rows = self._order(self._epoch)[start : start + self._batch_size]
         self._num_batches += 1
+        position = self.position()
+        start += self._cut(position, self._lanes[0])
+        rows = self._order(self._epoch)[start : start + sum(self.lane_rows(position))]
+        self._book.count(self._epoch, len(rows), int(mix(rows.numpy()).sum()), 0)
+        if self._num_batches == self.batches_per_epoch:
+            self._book.finish()
         edges = self._edge[rows]
         return {**{name: column[edges] for name, column in self._columns.items()}, PREDICTS: self._side[rows]}
 
     def position(self) -> StreamPosition:
         """The place behind the batch that was handed out last."""
-        return StreamPosition(self._epoch, self._num_batches, self._batch_size, self.num_rows, self._seed)
+        return StreamPosition(
+            self._epoch, self._num_batches, self._batch_size, self.num_rows, self._seed, self._num_lanes
+        )
 
     def seek(self, position: StreamPosition) -> None:
-        """Go on behind ``position``. ``DataError`` when it was taken in a stream of another order."""
-        here = self.position()
-        for name in ("batch_size", "num_rows", "seed"):
-            if getattr(position, name) != getattr(here, name):
-                raise DataError(
-                    f"the position to resume at was taken with {name}={getattr(position, name)}, the stream now has "
-                    f"{getattr(here, name)}; restore it, or start a new run from the old one's weights"
-                )
+        """Go on behind ``position``, with an empty ledger. ``DataError`` when it is of a stream of another order."""
+        position.require_order_of(self.position())
         self._epoch, self._num_batches = position.epoch, position.num_batches
+        self._book.go_to(position.epoch)
+
+    def lane_rows(self, position: StreamPosition) -> tuple[int, ...]:
+        """Rows of each of this rank's lanes in the batch behind which ``position`` stands, 0 before the first."""
+        return tuple(self._cut(position, lane + 1) - self._cut(position, lane) for lane in self._lanes)
+
+    def total_rows(self, position: StreamPosition) -> int:
+        """Rows over all lanes of the batch behind which ``position`` stands, 0 before the first."""
+        stop = min(position.num_batches * self._batch_size, self.num_rows)
+        return stop - max(position.num_batches - 1, 0) * self._batch_size
+
+    def ledger(self) -> Ledger:
+        """What this rank handed out in the epoch of ``position()``."""
+        return self._book.current
+
+    def resume_ledger(self, ledger: Ledger) -> None:
+        """Count on from ``ledger``, which was stored with the position that was sought."""
+        self._book.resume(ledger)
+
+    def expected(self) -> Ledger:
+        """What the ledgers of all ranks merged must account for at the end of an epoch."""
+        return self._book.expected()
+
+    def finished(self) -> list[Ledger]:
+        """What this rank handed out in each epoch that it has finished."""
+        return self._book.finished
+
+    def _cut(self, position: StreamPosition, lane: int) -> int:
+        """Where in its batch the rows of a lane begin."""
+        return lane * self.total_rows(position) // self._num_lanes
 
     def _order(self, epoch: int) -> Tensor:
         """Rows of an epoch in order ``[rows]``."""

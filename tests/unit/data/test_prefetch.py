@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from rookery.data.ledger import Ledger, LedgerBook
 from rookery.data.prefetch import Prefetcher, prepare
 from rookery.data.stream import Columns, StreamPosition
 from rookery.errors import DataError
@@ -23,8 +24,11 @@ class CountingStream:
 
     batches_per_epoch = 5
 
+    lanes = (0,)
+
     def __init__(self) -> None:
         self.num_batches = 0
+        self.book = LedgerBook(15)
 
     def __iter__(self) -> CountingStream:
         return self
@@ -33,6 +37,7 @@ class CountingStream:
         if self.num_batches == self.batches_per_epoch:
             raise StopIteration
         self.num_batches += 1
+        self.book.count(0, 3, self.num_batches, 0)
         return {"number": torch.full((3,), self.num_batches - 1)}
 
     def position(self) -> StreamPosition:
@@ -40,6 +45,24 @@ class CountingStream:
 
     def seek(self, position: StreamPosition) -> None:
         self.num_batches = position.num_batches
+
+    def lane_rows(self, position: StreamPosition) -> tuple[int, ...]:
+        return (3,)
+
+    def total_rows(self, position: StreamPosition) -> int:
+        return 3
+
+    def ledger(self) -> Ledger:
+        return self.book.current
+
+    def resume_ledger(self, ledger: Ledger) -> None:
+        self.book.resume(ledger)
+
+    def expected(self) -> Ledger:
+        return self.book.expected()
+
+    def finished(self) -> list[Ledger]:
+        return self.book.finished
 
 
 @pytest.mark.parametrize("depth", [1, 3, 100])
@@ -85,7 +108,7 @@ def test_closing_ends_the_thread() -> None:
         next(prefetcher)
 
 
-def test_each_prepared_batch_carries_its_own_position() -> None:
+def test_each_prepared_batch_carries_its_own_position_and_ledger() -> None:
     stream = CountingStream()
     with Prefetcher(prepare(stream, lambda columns, position: (columns["number"], position)), 4) as prefetcher:
         time.sleep(0.02)
@@ -94,4 +117,6 @@ def test_each_prepared_batch_carries_its_own_position() -> None:
             torch.testing.assert_close(values, torch.full((3,), number))
             assert position == prepared.position == StreamPosition(0, number + 1, 3, 15, 0)
             assert prepared.num_rows == 3
+            digest = (number + 1) * (number + 2) // 2
+            assert prepared.ledger == Ledger(0, 3 * (number + 1), digest)
     assert stream.position().num_batches == 5

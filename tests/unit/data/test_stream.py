@@ -171,8 +171,9 @@ def test_data_that_fit_one_buffer_are_decoded_once(tmp_path: Path, monkeypatch: 
 
 def test_at_most_two_buffers_are_held(tmp_path: Path) -> None:
     stream = ParquetStream(write_files(tmp_path, [200], 10), ["row"], 7, seed=5, shuffle=True, buffer_rows=40)
+    (lane,) = stream._lanes
     for _ in itertools.islice(stream, 100):
-        assert len(stream._loading) <= 2
+        assert len(lane._loading) <= 2
 
 
 @pytest.mark.parametrize(("offset", "limit"), [(0, 10), (7, 30), (95, None), (13, 1), (50, 1000), (0, None)])
@@ -185,21 +186,6 @@ def test_offset_and_limit_select_rows_in_file_order(tmp_path: Path, offset: int,
         )
         assert stream.num_rows == len(expected)
         assert sorted(rows_of(list(stream))) == expected
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_rows(tmp_path: Path, world_size: int) -> None:
-    files = write_files(tmp_path, [95, 10], 10)
-    streams = [
-        ParquetStream(files, ["row"], 4, seed=1, shuffle=True, rank=rank, world_size=world_size, num_epochs=1)
-        for rank in range(world_size)
-    ]
-    shares = [rows_of(list(stream)) for stream in streams]
-    assert sorted(itertools.chain(*shares)) == list(range(105))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 10
-    for stream in streams:
-        assert stream.num_rows_per_rank == tuple(map(len, shares))
-        assert stream.batches_per_epoch_per_rank == tuple(-(-len(share) // 4) for share in shares)
 
 
 def test_all_number_types_keep_type_and_values(tmp_path: Path) -> None:
@@ -253,10 +239,6 @@ class TestBadFiles:
             ParquetStream([], ["row"], 4, seed=0, shuffle=False)
         with pytest.raises(DataError, match=r"no rows to read in 1 files, first .*part-0\.parquet with offset=9"):
             ParquetStream(write_files(tmp_path, [9], 4), ["row"], 4, seed=0, shuffle=False, offset=9)
-
-    def test_fewer_row_groups_than_ranks(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="fewer row groups than the 3 ranks"):
-            ParquetStream(write_files(tmp_path, [8], 4), ["row"], 4, seed=0, shuffle=False, rank=0, world_size=3)
 
     def test_a_null_is_named_by_row_group_and_row(self, tmp_path: Path) -> None:
         values = [None if row == 23 else row for row in range(30)]
