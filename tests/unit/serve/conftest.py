@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from served_fake import FakeTimeline, open_fake, write_bundle
-from small_timeline import write_parts
+from small_timeline import SmallParts, write_parts
 from typing_extensions import Self
 
 from rookery.serve.app import create_app
@@ -84,9 +84,14 @@ class Application:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real one, of 50 users and 400 posts."""
-    parts = write_parts(tmp_path_factory.mktemp("parts"))
+def parts(tmp_path_factory: pytest.TempPathFactory) -> SmallParts:
+    """Of 50 users and 400 posts."""
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def bundle(parts: SmallParts) -> Path:
+    """A real one."""
     return parts.build(parts.folder / "bundle")
 
 

@@ -5,25 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from serving import wait_until
+from serving import served, wait_until, write_config
+from small_timeline import write_small_ranker, write_vectors_of
 
+from rookery.data.engagements import ENGAGEMENTS
 from rookery.errors import DataError
 from rookery.serve import bundle_timeline
 from rookery.serve.bundle_timeline import open_bundle
 from rookery.serve.messages import ConfigResponse, MapResponse, NeighborsResponse, RankResponse, TimelineResponse
-from rookery.timeline.bundle import attach_metrics
-from rookery.timeline.config import WEIGHT_PRESETS
+from rookery.timeline.bundle import attach_metrics, build_bundle
+from rookery.timeline.config import WEIGHT_PRESETS, TimelineConfig
 from rookery.timeline.timeline import Timeline
+from rookery.world.config import WorldConfig
+from rookery.world.generate import generate_world
+from rookery.world.world import World
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +142,14 @@ def test_unknown_ids_come_with_the_nearest_known_one(client):
 def test_what_lies_in_the_folder_by_now_is_not_served(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     attach_metrics(copy, {"tables": [{"rows": [[1.5]]}]})
-    served = open_bundle(copy)
-    before = served.map()
-    pq.write_table(served._timeline.bundle.map().slice(0, 3), copy / "map.parquet")
+    opened = open_bundle(copy)
+    before = opened.map()
+    pq.write_table(opened._timeline.bundle.map().slice(0, 3), copy / "map.parquet")
     attach_metrics(copy, {"tables": []})
-    assert json.loads(served.metrics()) == {"tables": [{"rows": [[1.5]]}]}
+    assert json.loads(opened.metrics()) == {"tables": [{"rows": [[1.5]]}]}
     shutil.rmtree(copy)
-    assert served.map() == before and len(json.loads(before)["users"]["id"]) > 40
-    assert json.loads(served.metrics()) == {"tables": [{"rows": [[1.5]]}]}
+    assert opened.map() == before and len(json.loads(before)["users"]["id"]) > 40
+    assert json.loads(opened.metrics()) == {"tables": [{"rows": [[1.5]]}]}
 
 
 def test_a_map_of_too_many_points_is_thinned_out(bundle, monkeypatch):
@@ -171,14 +181,58 @@ def test_metrics_that_are_attached_later_are_served(bundle, tmp_path, serve_bund
     wait_until(lambda: client.get("/v1/metrics").json() == {})
 
 
+def test_bundles_are_exchanged_under_load_and_every_answer_is_of_one_of_them(parts, bundle, tmp_path):
+    other = dataclasses.replace(parts, ranker=parts.ranker_without).build(tmp_path / "other", weights="2026")
+    timelines = {timeline.version: timeline for timeline in map(Timeline.open, (bundle, other))}
+    link = tmp_path / "link"
+    link.symlink_to(bundle)
+    answers: list[tuple[str, int, dict[str, Any]]] = []
+    end = threading.Event()
+
+    def ask(address: str, user_id: str) -> None:
+        with httpx.Client(base_url=address, timeout=30) as client:
+            while not end.is_set():
+                response = client.post("/v1/timeline", json={"user_id": user_id, "k": 10})
+                answers.append((user_id, response.status_code, response.json()))
+
+    users = [f"user_{user}" for user in range(3, 7)]
+    config = write_config(tmp_path, reload_every_s=0.05)
+    with served(link, tmp_path / "log", config, "served_bundle") as server, ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask, server.address, user_id) for user_id in users]
+        for number, target in enumerate((other, bundle, other), start=1):
+            (tmp_path / "turning").symlink_to(target)
+            (tmp_path / "turning").replace(link)
+            done = f'rookery_reloads_total{{outcome="done"}} {number}.0'
+            wait_until(lambda done=done: done in httpx.get(f"{server.address}/metrics").text)
+            num_before = len(answers)
+            wait_until(lambda num_before=num_before: len(answers) >= num_before + 3 * len(users))
+        end.set()
+        for each in asking:
+            each.result()
+        assert "Traceback" not in server.log
+    assert {status for _, status, _ in answers} == {200}
+    assert {answer["version"] for _, _, answer in answers} == timelines.keys()
+    expected = {
+        (version, user_id): plain(timeline.timeline(user_id, 10))
+        for version, timeline in timelines.items()
+        for user_id in users
+    }
+    for user_id, _, answer in answers:
+        assert answer["weights"] == timelines[answer["version"]].weights
+        require_same(answer["posts"], expected[answer["version"], user_id])
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "rookery", "serve", *arguments]
 
 
-@pytest.fixture
-def started(bundle) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    arguments = command(str(bundle), "--port", "0")
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+@contextmanager
+def commanded(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``rookery serve`` as a process, and its address."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    with subprocess.Popen(
+        command(*arguments, "--port", "0"), stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
         address = next(match[0] for line in lines if (match := re.search(r"http://127\.0\.0\.1:\d+", line)))
@@ -186,14 +240,57 @@ def started(bundle) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.kill()
 
 
-def test_the_command_serves_until_it_is_told_to_stop(started):
-    process, address = started
-    assert len(httpx.post(f"{address}/v1/timeline", json={"user_id": "user_3", "k": 3}).json()["posts"]) == 3
-    assert "text/html" in httpx.get(address).headers["content-type"]
-    process.terminate()
-    assert process.wait(timeout=20) == 0
-    assert process.stderr is not None
-    assert "leaked" not in process.stderr.read()
+def test_the_command_serves_until_it_is_told_to_stop(bundle):
+    with commanded(str(bundle)) as (process, address):
+        posts = httpx.post(f"{address}/v1/timeline", json={"user_id": "user_3", "k": 3}).json()["posts"]
+        assert len(posts) == 3 and "true_probabilities" not in posts[0]
+        assert "text/html" in httpx.get(address).headers["content-type"]
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None
+        assert "leaked" not in process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    """A tiny one, and beside it a bundle of models that were never trained."""
+    folder = tmp_path_factory.mktemp("world")
+    generate_world(folder / "world", WorldConfig.of_size("tiny", 0))
+    world = World.open(folder / "world")
+    twhin = write_vectors_of(folder / "twhin", world.catalog)
+    ranker = write_small_ranker(folder / "ranker", world.catalog, twhin)
+    parts = {"catalog": folder / "world" / "catalog", "ranker": ranker, "twhin": twhin}
+    build_bundle(folder / "bundle", **parts, config=TimelineConfig())
+    return world
+
+
+def test_the_command_serves_the_truth_of_a_world(world):
+    """From what is served the page makes the order of the oracle; it is that of the world's own laws."""
+    user = 7
+    folder, user_id = world.folder.parent, world.catalog.user_ids[user].as_py()
+    with commanded(str(folder / "bundle"), "--world", str(world.folder)) as (_, address):
+        found = httpx.post(f"{address}/v1/candidates", json={"user_id": user_id}).json()["candidates"]
+        asked = {"user_id": user_id, "post_ids": [each["post_id"] for each in found]}
+        posts = httpx.post(f"{address}/v1/rank", json=asked).json()["posts"]
+        timeline = httpx.post(f"{address}/v1/timeline", json={"user_id": user_id, "k": 20}).json()
+    rows = np.array([world.catalog.post_row(post["post_id"]) for post in posts])
+    truth = world.true_probabilities(np.full(len(rows), user), rows, np.full(len(rows), world.catalog.now_us))
+    served = [[post["true_probabilities"][task] for task in ENGAGEMENTS] for post in posts]
+    np.testing.assert_allclose(served, truth, rtol=1e-12)
+    weights = [timeline["weights"][task] for task in ENGAGEMENTS]
+    by_oracle = np.argsort(-(np.array(served) @ weights), kind="stable")
+    assert by_oracle.tolist() == np.argsort(-(truth @ weights), kind="stable").tolist()
+    assert by_oracle.tolist() != list(range(len(posts)))  # the ranker knows less
+    known = {post["post_id"]: post["true_probabilities"] for post in posts}
+    assert len(timeline["posts"]) == 20
+    assert all(post["true_probabilities"] == known[post["post_id"]] for post in timeline["posts"])
+
+
+def test_the_command_refuses_another_world(world, bundle):
+    arguments = command(str(bundle), "--world", str(world.folder), "--port", "0")
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "was built from another catalog" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
