@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def finish(folder: Path) -> dict[str, Any]:
     process = start(folder)
     out, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, errors
-    return json.loads(out)
+    return {**json.loads(out), "stderr": errors}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,19 @@ def test_twhin_and_the_ranker_beat_what_knows_less(whole: dict[str, Any]) -> Non
     favorites = next(each for each in whole["measures"] if each["name"] == "AUROC of is_favorited")
     assert favorites["chance"] < favorites["without_twhin"] < favorites["oracle"]
     assert favorites["with_twhin"] < favorites["oracle"] + 0.02
+
+
+@pytest.mark.slow
+def test_every_stage_says_how_far_it_is(whole: dict[str, Any]) -> None:
+    """Percentages that rise to 100; a training has lines of its own between them."""
+    parts = re.split(r"^(\d)/8 .*\n", whole["stderr"], flags=re.MULTILINE)[1:]
+    assert parts[::2] == [*"12345678"]
+    for number, said in zip(parts[::2], parts[1::2], strict=True):
+        percentages = [int(found) for found in re.findall(r"^ +(\d+)%$", said, re.MULTILINE)]
+        assert percentages == sorted(set(percentages)), number
+        assert percentages[-1] == 100, number
+        assert len(percentages) > 1, number
+        assert ("step " in said) == (number in "2345"), number
 
 
 @pytest.mark.slow

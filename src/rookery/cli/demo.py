@@ -7,15 +7,17 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from typing_extensions import Self
 
 from rookery.cli.output import JsonFlag, emit, progress_console
 
@@ -61,24 +63,45 @@ class _Stages:
     """A line and a bar for each stage, on stderr."""
 
     @contextmanager
-    def stage(self, number: int, total: int, title: str) -> Iterator[Callable[[int, int], None]]:
+    def stage(self, number: int, total: int, title: str) -> Iterator[_StageBar]:
         progress_console.print(f"[bold]{number}/{total}[/] {title}", highlight=False)
         start = time.monotonic()
-        columns = (TextColumn("   "), BarColumn(), TimeElapsedColumn())
-        # A training has a bar of its own: this one comes with the first news.
-        progress = Progress(*columns, console=progress_console, transient=True)
-        bar = progress.add_task("", total=None)
-
-        def notify(done: int, of: int) -> None:
-            progress.start()
-            progress.update(bar, completed=done, total=of)
-
-        try:
-            yield notify
-        finally:
-            if progress.live.is_started:
-                progress.stop()
+        with _StageBar() as bar:
+            yield bar
         progress_console.print(f"    [dim]{time.monotonic() - start:.0f} s[/]", highlight=False)
+
+
+class _StageBar:
+    """How far a stage is: a bar in a terminal, a line a tenth elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_live = progress_console.is_interactive
+        columns = (TextColumn("   "), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=progress_console, transient=True, disable=not self._is_live)
+        self._task = self._bar.add_task("", total=None)
+        self._tenths = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, of: int) -> None:
+        self._bar.update(self._task, completed=done, total=of)
+        tenths = 10 * done // of
+        if tenths > self._tenths and not self._is_live:
+            progress_console.print(f"    {10 * tenths}%", highlight=False)
+        self._tenths = tenths
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self._bar.stop()
+        yield
+        self._bar.start()
 
 
 def _render(result: DemoResult, elapsed_s: float) -> Group:

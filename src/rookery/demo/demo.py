@@ -13,7 +13,7 @@ from rookery.config.loader import load_config
 from rookery.demo.layout import RANKERS, Layout
 from rookery.demo.measures import Measure, measure_bounds, ranker_measures, timeline_measures
 from rookery.demo.page import WITH, WITHOUT, Findings, render_page, served_metrics
-from rookery.demo.stages import SPLIT, Notify, Stage, stages
+from rookery.demo.stages import SPLIT, Progress, Stage, stages
 from rookery.errors import DataError
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation_files import evaluated_steps, read_evaluation
@@ -25,7 +25,7 @@ from rookery.world.config import WorldConfig
 class Display(Protocol):
     """Shows the stages as they come."""
 
-    def stage(self, number: int, total: int, title: str) -> AbstractContextManager[Notify]:
+    def stage(self, number: int, total: int, title: str) -> AbstractContextManager[Progress]:
         """Open while the stage runs."""
         ...
 
@@ -58,8 +58,8 @@ def run_demo(folder: Path, world: WorldConfig, display: Display) -> DemoResult:
 
 
 def _run(stage: Stage, number: int, total: int, display: Display) -> None:
-    with display.stage(number, total, stage.title) as notify:
-        stage.run(notify)
+    with display.stage(number, total, stage.title) as progress:
+        stage.run(progress)
 
 
 def _conclude(layout: Layout) -> DemoResult:

@@ -6,10 +6,12 @@ interrupted goes on from its newest checkpoint by itself.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -46,8 +48,21 @@ from rookery.world.manifest import MANIFEST as WORLD
 from rookery.world.manifest import verify_world
 from rookery.world.world import World
 
-Notify: TypeAlias = Callable[[int, int], None]
-"""Told how much of how much is done."""
+
+class Progress(Protocol):
+    """Shows how far a stage is."""
+
+    def __call__(self, done: int, of: int) -> None:
+        """So much of so much is done."""
+        ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Open while a training shows its own bar."""
+        ...
+
+
+_STEPS_OF_A_MODEL = 3
+"""What it learns from, its training, its export."""
 
 HISTORY, ALL = "history", "edges"
 SPLIT = "test"
@@ -61,32 +76,35 @@ class Stage:
     """A title, and what is done under it."""
 
     title: str
-    run: Callable[[Notify], None]
+    run: Callable[[Progress], None]
 
 
 def stages(layout: Layout, world: WorldConfig) -> Iterator[Stage]:
     """All stages, in their order."""
-    yield Stage("a society, and what it did in two weeks", lambda notify: _world(layout, world, notify))
-    yield Stage("TwHIN on what was before the log: vectors that the ranker may see", lambda _: _twhin(layout, HISTORY))
-    yield Stage("TwHIN on all there is: vectors to search posts by", lambda _: _twhin(layout, ALL))
+    yield Stage("a society, and what it did in two weeks", functools.partial(_world, layout, world))
+    for edges, title in (
+        (HISTORY, "TwHIN on what was before the log: vectors that the ranker may see"),
+        (ALL, "TwHIN on all there is: vectors to search posts by"),
+    ):
+        yield Stage(title, functools.partial(_twhin, layout, edges))
     without, with_vectors = RANKERS
-    yield Stage("the ranker without TwHIN's vectors", lambda _: _ranker(layout, without, ()))
+    yield Stage("the ranker without TwHIN's vectors", functools.partial(_ranker, layout, without, ()))
     export = layout.vectors(HISTORY)
     embeddings = (f"{export}:user:user_id", f"{export}:user:author_id")
-    yield Stage("the ranker with them", lambda _: _ranker(layout, with_vectors, embeddings))
-    yield Stage("both measured on the last day", lambda notify: _evaluate(layout, notify))
-    yield Stage("all that a timeline is served from", lambda _: _bundle(layout))
-    yield Stage("timelines against the truth", lambda notify: _timelines(layout, notify))
+    yield Stage("the ranker with them", functools.partial(_ranker, layout, with_vectors, embeddings))
+    yield Stage("both measured on the last day", functools.partial(_evaluate, layout))
+    yield Stage("all that a timeline is served from", functools.partial(_bundle, layout))
+    yield Stage("timelines against the truth", functools.partial(_timelines, layout))
 
 
-def _world(layout: Layout, config: WorldConfig, notify: Notify) -> None:
+def _world(layout: Layout, config: WorldConfig, progress: Progress) -> None:
     if (layout.world / WORLD).exists():
         verify_world(layout.world)
     else:
-        generate_world(layout.world, config, notify=notify)
+        generate_world(layout.world, config, notify=progress)
 
 
-def _twhin(layout: Layout, edges: str) -> None:
+def _twhin(layout: Layout, edges: str, progress: Progress) -> None:
     graph, config, export = layout.graph(edges), layout.config(f"twhin-{edges}"), layout.vectors(edges)
     raw = layout.world / edges
     if not graph.exists():
@@ -94,11 +112,12 @@ def _twhin(layout: Layout, edges: str) -> None:
     if not config.exists():
         write_atomically(config, twhin_config(graph, layout.twhin(edges)))
     if not export.exists():
-        _finished(train_twhin(load_config(TwhinConfig, config)))
+        _train(lambda: train_twhin(load_config(TwhinConfig, config)), progress)
         export_twhin(layout.twhin(edges), export)
+    progress(_STEPS_OF_A_MODEL, _STEPS_OF_A_MODEL)
 
 
-def _ranker(layout: Layout, name: str, embeddings: tuple[str, ...]) -> None:
+def _ranker(layout: Layout, name: str, embeddings: tuple[str, ...], progress: Progress) -> None:
     config, export = layout.config(name), layout.export(name)
     if not config.exists():
         roles = Roles(tasks_of(layout), user="user_id", item="post_id", time="time")
@@ -106,8 +125,9 @@ def _ranker(layout: Layout, name: str, embeddings: tuple[str, ...]) -> None:
         write_atomically(config, ranker_config(request, lambda line: None))
     if not export.exists():
         weights = [f"score.weights.{task}={weight}" for task, weight in weights_of(layout).items()]
-        _finished(train_ranker(load_config(RankerConfig, config, weights)))
+        _train(lambda: train_ranker(load_config(RankerConfig, config, weights)), progress)
         export_ranker(layout.run(name), export, "torch")
+    progress(_STEPS_OF_A_MODEL, _STEPS_OF_A_MODEL)
 
 
 def tasks_of(layout: Layout) -> tuple[str, ...]:
@@ -122,20 +142,22 @@ def weights_of(layout: Layout) -> dict[str, float]:
     return {task: WEIGHT_PRESETS["2023"][task] for task in tasks_of(layout)}
 
 
-def _finished(result: TrainingResult) -> None:
+def _train(train: Callable[[], TrainingResult], progress: Progress) -> None:
     """An interrupted training ends the demo behind its checkpoint."""
-    if result.reason == "interrupted":
-        raise KeyboardInterrupt
+    progress(1, _STEPS_OF_A_MODEL)
+    with progress.aside():
+        if train().reason == "interrupted":
+            raise KeyboardInterrupt
+    progress(2, _STEPS_OF_A_MODEL)
 
 
-def _evaluate(layout: Layout, notify: Notify) -> None:
+def _evaluate(layout: Layout, progress: Progress) -> None:
     for number, name in enumerate(RANKERS):
-        notify(number, len(RANKERS))
         evaluate_run(layout.run(name), SPLIT)
-    notify(len(RANKERS), len(RANKERS))
+        progress(number + 1, len(RANKERS))
 
 
-def _bundle(layout: Layout) -> None:
+def _bundle(layout: Layout, progress: Progress) -> None:
     if not (layout.bundle / BUNDLE).exists():
         build_bundle(
             layout.bundle,
@@ -143,10 +165,11 @@ def _bundle(layout: Layout) -> None:
             ranker=layout.export(RANKERS[1]),
             twhin=layout.vectors(ALL),
             config=TimelineConfig(weights=weights_of(layout)),
+            notify=progress,
         )
 
 
-def _timelines(layout: Layout, notify: Notify) -> None:
+def _timelines(layout: Layout, progress: Progress) -> None:
     if layout.timeline_evaluation.exists():
         return
     bundle, world = Bundle.open(layout.bundle), World.open(layout.world)
@@ -158,6 +181,6 @@ def _timelines(layout: Layout, notify: Notify) -> None:
         users,
         NUM_PLACES,
         without_twhin=Timeline(bundle, RankerExport.open(layout.export(RANKERS[0]))),
-        notify=lambda done: notify(done, len(users)),
+        notify=lambda done: progress(done, len(users)),
     )
     write_atomically(layout.timeline_evaluation, json.dumps(asdict(found), indent=1) + "\n")

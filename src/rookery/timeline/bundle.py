@@ -38,7 +38,7 @@ from rookery.errors import DataError, UserError
 from rookery.ranker.export import RankerExport
 from rookery.timeline.config import TimelineConfig
 from rookery.timeline.entities import iso_time
-from rookery.timeline.map import draw_map
+from rookery.timeline.map import Notify, draw_map, tell_nobody
 from rookery.timeline.pool import RecentPosts
 from rookery.timeline.retrieval import PostSearch, Vectors
 from rookery.timeline.scorer import Scorer
@@ -153,11 +153,19 @@ class _Parts:
 
 
 def build_bundle(
-    out: Path, *, catalog: Path, ranker: Path, twhin: Path, config: TimelineConfig, overwrite: bool = False
+    out: Path,
+    *,
+    catalog: Path,
+    ranker: Path,
+    twhin: Path,
+    config: TimelineConfig,
+    overwrite: bool = False,
+    notify: Notify = tell_nobody,
 ) -> BundleManifest:
     """Put a bundle together of a catalog and two exports.
 
-    Raises ``UserError`` where the three do not fit each other, or ``out`` exists and is not to be replaced.
+    ``notify`` is told of the steps of the map, which takes longest: how many are done, of how many. Raises
+    ``UserError`` where the three do not fit each other, or ``out`` exists and is not to be replaced.
     """
     parts = _open_parts({_CATALOG: catalog, _RANKER: ranker, _TWHIN: twhin}, config)
     with staged(out, overwrite=overwrite, marker=MANIFEST) as staging:
@@ -167,7 +175,7 @@ def build_bundle(
         (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
         if len(parts.search.places) > config.exact_search_up_to:
             _write_index(parts, folder / _INDEX)
-        pq.write_table(draw_map(parts.vectors, parts.catalog, parts.recent), folder / MAP)
+        pq.write_table(draw_map(parts.vectors, parts.catalog, parts.recent, notify), folder / MAP)
         manifest = _manifest(parts, folder)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest

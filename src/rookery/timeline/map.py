@@ -7,6 +7,8 @@ laid out that are most like it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,32 +27,47 @@ _NUM_NEAREST = 10
 _PLACED_AT_A_TIME = 8192
 _SEED = 0
 
+Notify: TypeAlias = Callable[[int, int], None]
+"""Told how many of how many steps are done."""
 
-def draw_map(vectors: Vectors, catalog: Catalog, recent: RecentPosts) -> pa.Table:
-    """Columns ``id``, ``kind`` (user or post), ``x`` and ``y`` in [−1, 1], of all that have a vector."""
+
+def tell_nobody(done: int, steps: int) -> None:
+    """For who does not want to know."""
+
+
+def draw_map(
+    vectors: Vectors,
+    catalog: Catalog,
+    recent: RecentPosts,
+    notify: Notify = tell_nobody,
+) -> pa.Table:
+    """Columns ``id``, ``kind`` (user or post), ``x`` and ``y`` in [−1, 1], of all that have a vector.
+
+    ``notify`` is told of the steps of t-SNE that are done, of how many.
+    """
     users, has_user = vectors.of_users(np.arange(len(catalog.user_ids)))
     posts, has_post = vectors.of_posts(recent.rows)
     user_ids = catalog.user_ids.filter(pa.array(has_user))
     post_ids = catalog.post_ids.take(pa.array(recent.rows[has_post]))
     # Centred each by itself: else the two kinds would be two clouds, since a relation's operator lies between them.
     rows = torch.cat([_directions(users[torch.from_numpy(has_user)]), _directions(posts[torch.from_numpy(has_post)])])
-    plane = place(rows, _NUM_LAID_OUT)
+    plane = place(rows, _NUM_LAID_OUT, notify)
     kinds = pa.array(["user"] * len(user_ids) + ["post"] * len(post_ids))
     ids = pa.concat_arrays([user_ids, post_ids])
     return pa.table({"id": ids, "kind": kinds, "x": plane[:, 0].numpy(), "y": plane[:, 1].numpy()})
 
 
-def place(rows: Tensor, num_laid_out: int) -> Tensor:
+def place(rows: Tensor, num_laid_out: int, notify: Notify = tell_nobody) -> Tensor:
     """Points ``[N, 2]`` in [−1, 1] for ``rows [N, D]``: ``num_laid_out`` random ones by t-SNE, the rest beside them."""
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SEED))[:num_laid_out]
-    laid_out = tsne(rows[chosen], min(_PERPLEXITY, max(1.0, (len(chosen) - 1) / 3)))
+    laid_out = tsne(rows[chosen], min(_PERPLEXITY, max(1.0, (len(chosen) - 1) / 3)), notify)
     scaled = laid_out / laid_out.abs().max().clamp(min=1e-12)
     plane = _beside(rows, rows[chosen], scaled)
     plane[chosen] = scaled
     return plane
 
 
-def tsne(rows: Tensor, perplexity: float) -> Tensor:
+def tsne(rows: Tensor, perplexity: float, notify: Notify = tell_nobody) -> Tensor:
     """Points ``[N, 2]`` whose distances tell of those of ``rows [N ≥ 2, D]``; deterministic, ``O(N²)`` a step."""
     affinities = joint_affinities(rows, perplexity)
     points = _principal(rows)
@@ -62,6 +79,7 @@ def tsne(rows: Tensor, perplexity: float) -> Tensor:
         gains = torch.where(gradient * velocity < 0, gains + 0.2, gains * 0.8).clamp_(min=0.01)
         velocity = (0.5 if early else 0.8) * velocity - rate * gains * gradient
         points = points + velocity
+        notify(step + 1, _NUM_STEPS)
     return points - points.mean(0)
 
 

@@ -69,6 +69,13 @@ def test_what_is_no_bundle(copy, tmp_path):
             Bundle.open(copy)
 
 
+def test_the_steps_of_the_map_are_told(parts, tmp_path):
+    told = []
+    made_of = {"catalog": parts.catalog, "ranker": parts.ranker, "twhin": parts.twhin, "config": TimelineConfig()}
+    build_bundle(tmp_path / "bundle", **made_of, notify=lambda done, steps: told.append((done, steps)))
+    assert told == [(step, 750) for step in range(1, 751)]
+
+
 def test_an_earlier_bundle_is_replaced_when_told_to_and_nothing_else(parts, copy, tmp_path):
     config = TimelineConfig(num_in_network=3)
     made_of = {"catalog": parts.catalog, "ranker": parts.ranker, "twhin": parts.twhin, "config": config}
