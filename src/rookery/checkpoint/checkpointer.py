@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,10 @@ from rookery.checkpoint.files import (
     is_checkpoint,
     read_checkpoint,
     write_atomically,
-    write_checkpoint,
 )
+from rookery.checkpoint.write import write_checkpoint
 from rookery.errors import RunNotFound, UserError
+from rookery.parallel.world import gather_objects, is_chief, rank, share_object, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ class Checkpointer:
         """
         folder = _folder(self._save_dir, step)
         write_checkpoint(folder, step, tensors, state)
-        for old in self._expired(step):
-            shutil.rmtree(_folder(self._save_dir, old))
+        if is_chief():
+            self._prune(step)
         return folder
 
     def mark_best(self, step: int, metric: str, value: float) -> None:
@@ -63,9 +64,15 @@ class Checkpointer:
 
         Nothing happens when that checkpoint is no longer there.
         """
-        if _folder(self._save_dir, step).exists():
+        if is_chief() and _folder(self._save_dir, step).exists():
             pointer = {"step": step, "metric": metric, "value": value}
             write_atomically(self._save_dir / _FOLDER / _BEST, json.dumps(pointer))
+
+    def _prune(self, newest: int) -> None:
+        for old in self._expired(newest):
+            shutil.rmtree(_folder(self._save_dir, old))
+        for left in (self._save_dir / _FOLDER).glob(f".{_PREFIX}*.writing"):  # of a writer that was killed
+            shutil.rmtree(left)
 
     def _expired(self, newest: int) -> list[int]:
         steps = checkpoint_steps(self._save_dir)
@@ -129,16 +136,21 @@ def best_step(save_dir: Path) -> int | None:
 def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint of a run, None when it has none at all.
 
-    Each damaged newer one is reported as a warning. Raises ``DamagedCheckpoint`` when all are.
+    Several processes call this together: they share the work and come to the same one. Each damaged newer one is
+    reported as a warning. Raises ``DamagedCheckpoint`` when all are.
     """
+    return _newest_whole(save_dir, share_object(checkpoint_steps(save_dir)), _read_together)
+
+
+def _newest_whole(save_dir: Path, steps: Sequence[int], read: Callable[[Path], Checkpoint]) -> Checkpoint | None:
     damages: list[DamagedCheckpoint] = []
-    for step in reversed(checkpoint_steps(save_dir)):
+    for step in reversed(steps):
         try:
-            checkpoint = read_checkpoint(_folder(save_dir, step))
+            checkpoint = read(_folder(save_dir, step))
         except DamagedCheckpoint as damage:
             damages.append(damage)
             continue
-        for passed_over in damages:
+        for passed_over in damages if is_chief() else ():
             logger.warning("DAMAGED CHECKPOINT %s; going back to step %d", passed_over, step)
         return checkpoint
     if damages:
@@ -153,7 +165,8 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
 def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "latest") -> Checkpoint:
     """A checkpoint of a run directory, or ``source`` itself when it is the directory of one checkpoint.
 
-    Raises ``RunNotFound`` when there is none such, ``DamagedCheckpoint`` when it is damaged (for ``latest``: all are).
+    Each process that calls this reads for itself. Raises ``RunNotFound`` when there is none such, ``DamagedCheckpoint``
+    when it is damaged (for ``latest``: all are).
     """
     if is_checkpoint(source):
         return _read(source, "restore it from a backup, or name another one")
@@ -163,7 +176,7 @@ def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "late
         raise RunNotFound(f"{source}: {remedy}; name the save_dir of a training run")
     step = best_step(source) if which == "best" else which
     if step == "latest":
-        latest = latest_checkpoint(source)
+        latest = _newest_whole(source, steps, read_checkpoint)
         assert latest is not None
         return latest
     if step not in steps:
@@ -172,6 +185,19 @@ def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "late
     others = [other for other in steps if other != step]
     other = f"name another one with --checkpoint: {_listed(others)}" if others else "train again: there is no other"
     return _read(_folder(source, int(step)), f"restore it from a backup, or {other}")
+
+
+def _read_together(folder: Path) -> Checkpoint:
+    """Each process compares the sums of its part of the files; what one finds damaged is damaged for all."""
+    damage: DamagedCheckpoint | None = None
+    try:
+        checkpoint = read_checkpoint(folder, rank(), world_size())
+    except DamagedCheckpoint as found:
+        damage = found
+    for each in gather_objects(damage):
+        if each is not None:
+            raise each
+    return checkpoint
 
 
 def _read(folder: Path, remedy: str) -> Checkpoint:

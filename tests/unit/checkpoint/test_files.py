@@ -16,8 +16,8 @@ from rookery.checkpoint.files import (
     StoredTensors,
     read_checkpoint,
     write_atomically,
-    write_checkpoint,
 )
+from rookery.checkpoint.write import write_checkpoint
 from rookery.errors import CheckpointError
 
 DTYPES = [
@@ -143,7 +143,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rookery.checkpoint.files.save_file", refuse)
+    monkeypatch.setattr("rookery.checkpoint.draft.save_file", refuse)
     with pytest.raises(CheckpointError, match=r"step-2: .* step 7 could not be written \(.*No space left.*make room"):
         write(tmp_path / "step-2")
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]

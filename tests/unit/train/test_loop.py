@@ -180,12 +180,12 @@ class TestResume:
     def test_killed_while_writing_a_checkpoint(
         self, make_toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from rookery.checkpoint import files
+        from rookery.checkpoint import draft
 
         whole = make_toy()
         whole.train(tmp_path / "whole", num_train_steps=20, checkpoint_every_n=4)
         expected = whole.parameters()
-        force_to_disk, calls = files.force_to_disk, [0]
+        force_to_disk, calls = draft.force_to_disk, [0]
         for cut in range(1, 22, 3):
 
             def dies(path: Path, cut: int = cut) -> None:
@@ -196,10 +196,10 @@ class TestResume:
 
             calls[0] = 0
             save_dir = tmp_path / f"cut-{cut}"
-            monkeypatch.setattr(files, "force_to_disk", dies)
+            monkeypatch.setattr(draft, "force_to_disk", dies)
             with pytest.raises(Killed):
                 make_toy().train(save_dir, num_train_steps=20, checkpoint_every_n=4)
-            monkeypatch.setattr(files, "force_to_disk", force_to_disk)
+            monkeypatch.setattr(draft, "force_to_disk", force_to_disk)
             resumed = make_toy()
             resumed.train(save_dir, num_train_steps=20, checkpoint_every_n=4)
             assert_equal(resumed.parameters(), expected)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rookery.checkpoint.files import read_checkpoint, write_checkpoint
+from rookery.checkpoint.files import read_checkpoint
+from rookery.checkpoint.write import write_checkpoint
 from rookery.errors import ConfigError
 from rookery.train.state import ModuleState, OptimizerState, RandomState, StateGroup, check_fit
 
