@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,27 +81,23 @@ def require_rows_for_each(batch_size: int, num_lanes: int, world_size: int) -> N
         )
 
 
-@dataclass(frozen=True)
 class BatchLayout:
     """How many rows of each batch come from which lane. ``num_rows`` are the rows of each lane in an epoch.
 
     A lane gives the same number of rows to each batch, then what is left, then none until the longest one has ended.
     """
 
-    num_rows: tuple[int, ...]
-    batch_size: int
-
-    def rows_per_batch(self, lane: int) -> int:
-        share, rest = divmod(self.batch_size, len(self.num_rows))
-        return share + (lane < rest)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return max(-(-num_rows // self.rows_per_batch(lane)) for lane, num_rows in enumerate(self.num_rows))
+    def __init__(self, num_rows: Sequence[int], batch_size: int) -> None:
+        share, rest = divmod(batch_size, len(num_rows))
+        self.num_rows = tuple(num_rows)
+        self.rows_per_batch = tuple(share + (lane < rest) for lane in range(len(num_rows)))
+        self.batches_per_epoch = max(
+            -(-rows // size) for rows, size in zip(self.num_rows, self.rows_per_batch, strict=True)
+        )
 
     def span(self, lane: int, batch: int) -> tuple[int, int]:
         """The rows of the lane's epoch, from and to, that are in a batch."""
-        num_rows, size = self.num_rows[lane], self.rows_per_batch(lane)
+        num_rows, size = self.num_rows[lane], self.rows_per_batch[lane]
         return min(batch * size, num_rows), min((batch + 1) * size, num_rows)
 
     def rows(self, lane: int, batch: int) -> int:
@@ -109,8 +106,7 @@ class BatchLayout:
         return stop - start
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Rows out of one buffer, the digest of their numbers, and how many more were left out as not decodable."""
 
     columns: dict[str, Tensor]
@@ -146,6 +142,7 @@ class Lane:
     """The rows of one lane, decoded a buffer ahead by a thread of ``loader``."""
 
     def __init__(self, order: EpochOrder, layout: BatchLayout, read: Read, loader: Executor, num_epochs: int | None):
+        self.number = order.lane
         self._order = order
         self._layout = layout
         self._read = read
@@ -153,16 +150,13 @@ class Lane:
         self._num_epochs = num_epochs
         self._whole: tuple[dict[str, Tensor], Tensor | None] | None = None
         self._loading: dict[tuple[int, int], Future[_Buffer]] = {}
-
-    @property
-    def number(self) -> int:
-        return self._order.lane
+        self._wanted: tuple[int, int] | None = None
 
     def begin(self, epoch: int, batch: int) -> None:
         """Start to decode what a batch needs first: those of all lanes come before what any reads ahead."""
         start, stop = self._layout.span(self.number, batch)
         if start < stop:
-            self._request(epoch, self._order.locate(epoch, start)[0])
+            self._request((epoch, self._order.locate(epoch, start)[0]))
 
     def parts(self, epoch: int, batch: int) -> list[Part]:
         """The lane's rows of a batch, from one buffer or several; none where its epoch has ended."""
@@ -171,7 +165,7 @@ class Lane:
         while start < stop:
             index, within, size = self._order.locate(epoch, start)
             num_rows = min(stop - start, size - within)
-            number = batch - (start - within) // self._layout.rows_per_batch(self.number)
+            number = batch - (start - within) // self._layout.rows_per_batch[self.number]
             parts.append(self._buffer(epoch, index).part(number, within, within + num_rows))
             start += num_rows
         return parts
@@ -179,15 +173,16 @@ class Lane:
     def _buffer(self, epoch: int, index: int) -> _Buffer:
         """A decoded buffer; starts decoding the one after it and lets go of all others."""
         wanted = (epoch, index)
-        following = (epoch, index + 1) if index + 1 < self._order.num_buffers(epoch) else (epoch + 1, 0)
-        self._loading = {key: loading for key, loading in self._loading.items() if key in (wanted, following)}
-        self._request(*wanted)
-        self._request(*following)
+        if wanted != self._wanted:
+            following = (epoch, index + 1) if index + 1 < self._order.num_buffers(epoch) else (epoch + 1, 0)
+            self._loading = {key: loading for key, loading in self._loading.items() if key in (wanted, following)}
+            self._request(wanted)
+            self._request(following)
+            self._wanted = wanted
         return self._loading[wanted].result()
 
-    def _request(self, epoch: int, index: int) -> None:
-        key = (epoch, index)
-        if key not in self._loading and (self._num_epochs is None or epoch < self._num_epochs):
+    def _request(self, key: tuple[int, int]) -> None:
+        if key not in self._loading and (self._num_epochs is None or key[0] < self._num_epochs):
             self._loading[key] = self._loader.submit(self._load, *key)
 
     def _load(self, epoch: int, index: int) -> _Buffer:
@@ -196,7 +191,7 @@ class Lane:
         digests = digests_by_part(
             order.row_numbers(epoch, index),
             None if permutation is None else permutation.numpy(),
-            order.part_starts(epoch, index, self._layout.rows_per_batch(self.number)),
+            order.part_starts(epoch, index, self._layout.rows_per_batch[self.number]),
         )
         columns, sound = self._whole or self._read(order.slices(epoch, index))
         if order.num_buffers(epoch) == 1:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 # Rows mixed at a time: their numbers stay in the processor's cache.
-_CHUNK_ROWS = 65_536
+_CHUNK_ROWS = 32_768
 _DIGEST_END = 2**64
 
 
@@ -57,13 +57,13 @@ class LedgerBook:
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
-        self._digest: int | None = None
-        self._current = Ledger(0)
+        self._expected_digest: int | None = None
+        self._epoch = self._rows = self._digest = self._skipped = 0
         self._finished: list[Ledger] = []
 
     @property
     def current(self) -> Ledger:
-        return self._current
+        return Ledger(self._epoch, self._rows, self._digest % _DIGEST_END, self._skipped)
 
     @property
     def finished(self) -> list[Ledger]:
@@ -71,32 +71,35 @@ class LedgerBook:
 
     def count(self, epoch: int, rows: int, digest: int, skipped: int) -> None:
         """Enter what a batch of epoch ``epoch`` was made of."""
-        before = self._current if self._current.epoch == epoch else Ledger(epoch)
-        self._current = before.plus(rows, digest, skipped)
+        if epoch != self._epoch:
+            self._epoch, self._rows, self._digest, self._skipped = epoch, 0, 0, 0
+        self._rows += rows
+        self._digest += digest
+        self._skipped += skipped
 
     def finish(self) -> None:
         """The epoch has no further batch."""
-        self._finished.append(self._current)
+        self._finished.append(self.current)
 
     def go_to(self, epoch: int) -> None:
         """Count from nothing in ``epoch``; what was finished before it stays."""
-        self._current = Ledger(epoch)
+        self.resume(Ledger(epoch))
         self._finished = [ledger for ledger in self._finished if ledger.epoch < epoch]
 
     def resume(self, ledger: Ledger) -> None:
-        """Count on from ``ledger``, taken in the epoch that the stream has gone to."""
-        assert ledger.epoch == self._current.epoch, (ledger, self._current)
-        self._current = ledger
+        """Count on from ``ledger``."""
+        self._epoch, self._rows = ledger.epoch, ledger.rows
+        self._digest, self._skipped = ledger.digest, ledger.skipped
 
     def expected(self) -> Ledger:
-        """What a whole epoch gives over all lanes; the first call takes 5 ns a row."""
-        if self._digest is None:
+        """What a whole epoch gives over all lanes; the first call takes 2 ns a row."""
+        if self._expected_digest is None:
             digest = 0
             for start in range(0, self._num_rows, _CHUNK_ROWS):
                 numbers = np.arange(start, min(start + _CHUNK_ROWS, self._num_rows))
                 digest += int(mix(numbers).sum())
-            self._digest = digest % _DIGEST_END
-        return Ledger(self._current.epoch, self._num_rows, self._digest)
+            self._expected_digest = digest % _DIGEST_END
+        return Ledger(self._epoch, self._num_rows, self._expected_digest)
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
@@ -115,12 +118,23 @@ def mix(numbers: np.ndarray) -> np.ndarray:
 
 
 def digests_by_part(numbers: np.ndarray, order: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
-    """Sums of the mixed ``numbers`` ``[rows]`` (int64), taken in ``order``, of the parts that begin at ``starts``.
+    """Sums of the mixed ``numbers`` ``[rows]`` (int64, ascending), taken in ``order``, by part, uint64 ``[parts]``.
 
-    ``order`` ``[rows]`` are places in ``numbers``, None for their own order. uint64 ``[parts]``, modulo 2**64.
+    ``order`` ``[rows]`` are places in ``numbers``, None for their own order; ``starts`` ``[parts]`` are the places in
+    that order at which the parts begin. Modulo 2**64.
     """
-    mixed = np.empty(len(numbers), np.uint64)
-    for start in range(0, len(numbers), _CHUNK_ROWS):
-        chunk = slice(start, start + _CHUNK_ROWS)
-        mixed[chunk] = mix(numbers[chunk] if order is None else numbers.take(order[chunk]))
-    return np.add.reduceat(mixed, starts)
+    first, last = int(numbers[0]), int(numbers[-1])
+    # Numbers without a gap need no gather, which takes 5 of 7 ns a row.
+    has_gaps = last - first + 1 != len(numbers)
+    bounds = [*starts.tolist(), len(numbers)]
+    digests = np.empty(len(starts), np.uint64)
+    # Whole parts at a time: what is mixed stays in the cache, and in memory that need not be asked for.
+    num_parts = max(1, _CHUNK_ROWS * len(starts) // len(numbers))
+    for part in range(0, len(starts), num_parts):
+        begin, end = bounds[part], bounds[min(part + num_parts, len(starts))]
+        if order is None:
+            rows = numbers[begin:end]
+        else:
+            rows = numbers.take(order[begin:end]) if has_gaps else order[begin:end] + first
+        digests[part : part + num_parts] = np.add.reduceat(mix(rows), starts[part : part + num_parts] - begin)
+    return digests

@@ -174,7 +174,7 @@ class ParquetStream:
             place = f"{_place(files)} with offset={offset}, limit={limit}" + (f", {where}" if where else "")
             raise DataError(_too_little_to_read(place, len(selected), num_lanes))
         shares = deal(selected, num_lanes)
-        self._layout = BatchLayout(tuple(share.num_rows for share in shares), batch_size)
+        self._layout = BatchLayout([share.num_rows for share in shares], batch_size)
         self.batch_size = batch_size
         self.num_rows = sum(self._layout.num_rows)
         self.num_lanes = num_lanes
@@ -224,8 +224,9 @@ class ParquetStream:
             epoch, batch = epoch + 1, 0
         if self.num_epochs is not None and epoch >= self.num_epochs:
             raise StopIteration
-        for lane in self._lanes:
-            lane.begin(epoch, batch)
+        if len(self._lanes) > 1:
+            for lane in self._lanes:
+                lane.begin(epoch, batch)
         parts = [lane.parts(epoch, batch) for lane in self._lanes]
         self._epoch, self._num_batches = epoch, batch + 1
         self._enter(parts)
