@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -76,6 +77,10 @@ def _is_wide(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and has_onednn() and out_features * in_features >= MIN_WEIGHTS
 
 
+_EPS = 1e-5
+"""Of ``functional.batch_norm``."""
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation of ``[batch, *shape]``, every element of ``shape`` a channel (Ioffe, Szegedy 2015).
 
@@ -94,7 +99,12 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
 
+        self.sum_over_processes: Callable[[Tensor], Tensor] | None = None
+        """Differentiable; set where the batch is the rows of several processes."""
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.sum_over_processes is not None:
+            return self._normalised(x, self.sum_over_processes)
         normalised = functional.batch_norm(
             x.flatten(1),
             self.running_mean.flatten(),
@@ -105,6 +115,25 @@ class BatchNorm(nn.Module):
             momentum=self._momentum,
         )
         return normalised.view(x.shape)
+
+    def _normalised(self, x: Tensor, summed: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same of rows that are a part of the batch, by two sums: of the values, then of their squared distances
+        from the mean.
+        """
+        num_rows = float(summed(x.new_tensor(float(x.shape[0]))))
+        x32 = x.float()
+        if num_rows > 1:
+            mean = summed(x32.sum(0)) / num_rows
+            var = summed((x32 - mean).square().sum(0)) / num_rows
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self._momentum)
+                self.running_var.lerp_(var * (num_rows / (num_rows - 1)), self._momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        normalised = (x32 - mean) * torch.rsqrt(var + _EPS)
+        if self.weight is not None and self.bias is not None:
+            normalised = normalised * self.weight + self.bias
+        return normalised.to(x.dtype)
 
 
 class Mlp(nn.Module):

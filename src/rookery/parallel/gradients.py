@@ -28,9 +28,10 @@ class SummedGradients:
             group = dist.new_group()
             assert group is not None
             self._parallel = DistributedDataParallel(
-                module, process_group=group, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+                module, process_group=group, forward_sync_buffers=False, init_sync=False, gradient_as_bucket_view=True
             )
-            self._parallel.register_comm_hook(group, _sum)
+            # A lambda: it refuses annotations that are not evaluated.
+            self._parallel.register_comm_hook(group, lambda group, bucket: _sum(group, bucket))  # noqa: PLW0108
 
     def __call__(self, batch: Any) -> Any:
         return self._module(batch) if self._parallel is None else self._parallel(batch)

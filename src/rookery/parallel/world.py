@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rookery.errors import PeerFailed, UserError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 CHIEF = 0
@@ -80,6 +81,22 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def differentiable_sum(tensor: Tensor) -> Tensor:
+    """A new tensor, the sum over all processes, whose gradient is the sum of theirs."""
+    total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0].clone())
+
+
 def all_max(tensor: Tensor) -> Tensor:
     """The largest over all processes, in place."""
     if world_size() > 1:
@@ -105,21 +122,29 @@ def share_object(mine: T) -> T:
     return shared[0]  # type: ignore[no-any-return]
 
 
-def on_chief(function: Callable[[], T]) -> None:
+def spread(items: Sequence[S], function: Callable[[S], T]) -> list[T]:
+    """``function`` of every item, in order, on all processes; each computes its part of them.
+
+    ``items`` and the order are the same everywhere. Results are pickled: for processes of one run alone.
+    """
+    size = world_size()
+    parts = gather_objects([function(item) for item in items[rank() :: size]])
+    return [parts[place % size][place // size] for place in range(len(items))]
+
+
+def on_chief(function: Callable[[], object]) -> None:
     """Let the chief alone do something that the others wait for; where it fails, all of them end.
 
     Raises what ``function`` raises on the chief, ``PeerFailed`` elsewhere.
     """
-    problem: Exception | None = None
+    done = False
     if is_chief():
         try:
             function()
-        except Exception as error:
-            problem = error
-    failed = share_object(problem is not None)
-    if problem is not None:
-        raise problem
-    if failed:
+            done = True
+        finally:
+            share_object(done)
+    elif not share_object(done):
         raise PeerFailed(f"rank {rank()}: ends because rank {CHIEF} cannot go on, as it says itself")
 
 

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from rookery.checkpoint.files import Checkpoint
+from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
+from rookery.parallel.world import differentiable_sum, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation import make_validation
@@ -18,7 +21,9 @@ from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.optimizers import make_optimizer
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
+from rookery.tables.backends import BackendName
 from rookery.train.job import Job, LearningRate, Stateful
+from rookery.train.order import stream_order
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 
 AVERAGE = "average"
@@ -30,8 +35,14 @@ def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:
     return Preprocessor(config, inputs)
 
 
-def build_model(config: RankerConfig, preprocessor: Preprocessor, inputs: Inputs, device: torch.device) -> RankerModel:
-    """The model with fresh parameters, drawn from ``runtime.seed`` alone, on ``device``.
+def build_model(
+    config: RankerConfig,
+    preprocessor: Preprocessor,
+    inputs: Inputs,
+    device: torch.device,
+    backend: BackendName = "local",
+) -> RankerModel:
+    """The model with fresh parameters, drawn from ``runtime.seed`` alone, on ``device``; large tables in ``backend``.
 
     Raises ``ConfigError`` for parts that do not fit in memory.
     """
@@ -43,16 +54,21 @@ def build_model(config: RankerConfig, preprocessor: Preprocessor, inputs: Inputs
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.runtime.seed)
-        model = RankerModel(config, sizes, inputs.vectors, device)
+        model = RankerModel(config, sizes, inputs.vectors, device, backend)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         with fits_memory(f"model ({num_parameters:,} parameters)", f"use another runtime.device than {device}"):
             return model.to(device)
 
 
 def build_job(
-    config: RankerConfig, preprocessor: Preprocessor, model: RankerModel, device: torch.device
+    config: RankerConfig,
+    preprocessor: Preprocessor,
+    model: RankerModel,
+    device: torch.device,
+    resume_from: Checkpoint | None = None,
 ) -> Job[RankerBatch]:
-    """Everything that the loop needs to train ``model``."""
+    """Everything that the loop needs to train ``model``, in the order of batches of the run that it goes on from."""
+    _normalise_over_processes(model)
     network = make_optimizer(config.optimizer, model)
     states: dict[str, Stateful] = {"network": OptimizerState(network.optimizer, network.parameters)}
     state: dict[str, Stateful] = {"model": model}
@@ -63,7 +79,9 @@ def build_job(
     tables = model.network.embeddings.tables
     if tables is not None:
         states["tables"] = TableOptimizerState(tables)
-    stream = open_partition(config, config.train_data, preprocessor, shuffle=config.train_data.shuffle)
+    data = config.train_data
+    order = stream_order(data.batch_size, config.parallel, resume_from)
+    stream = open_partition(config, data, preprocessor, shuffle=data.shuffle, order=order)
     return Job(
         model=model,
         stream=stream,
@@ -75,6 +93,14 @@ def build_job(
         unit="impressions",
         device=device,
     )
+
+
+def _normalise_over_processes(model: RankerModel) -> None:
+    """Let batch normalisation take the rows of all processes."""
+    if world_size() > 1:
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.sum_over_processes = differentiable_sum
 
 
 def _validation(

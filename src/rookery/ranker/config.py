@@ -11,6 +11,7 @@ from rookery.config.base import OneOf, StrictModel
 from rookery.config.suggest import did_you_mean
 from rookery.nn.config import FeaturizationConfig, PositionDebiasConfig, TaskModelConfig
 from rookery.optim.config import LearningRateConfig
+from rookery.parallel.config import ParallelConfig
 from rookery.ranker.features_config import (
     EvaluationPartition,
     FeaturesConfig,
@@ -170,6 +171,7 @@ class RankerConfig(StrictModel):
     """One heavy-ranker run."""
 
     runtime: RuntimeConfig = RuntimeConfig()
+    parallel: ParallelConfig = ParallelConfig()
     training: TrainingConfig
     keys: KeysConfig = KeysConfig()
     labels: dict[str, LabelConfig] = Field(min_length=1)

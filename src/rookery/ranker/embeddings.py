@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Self
 
 from rookery.nn.pooling import TargetAttention, pool
 from rookery.ranker.batch import RankerFeatures, TableSize
 from rookery.ranker.features_config import FeaturesConfig, JoinedEmbedding, RaggedFeature, TableConfig
-from rookery.tables.backends import make_tables
 from rookery.tables.protocol import TableBackend, TableSpec
+
+MakeTables = Callable[[Sequence[TableSpec]], TableBackend]
 
 
 def module_key(name: str) -> str:
@@ -35,14 +37,13 @@ class FeatureEmbeddings(nn.Module):
         config: FeaturesConfig,
         sizes: Mapping[str, TableSize],
         vectors: Mapping[str, Tensor],
-        *,
-        seed: int,
-        device: torch.device,
+        make_tables: MakeTables,
     ) -> None:
         super().__init__()
         self._config = config
         self._configs = {table.name: table for table in config.tables}
-        self.tables = _large_tables(config, sizes, vectors, seed, device)
+        self.tables = _large_tables(config, sizes, vectors, make_tables)
+        self._whole: dict[str, Tensor] = {}
         self.small = nn.ParameterDict(
             {
                 module_key(table.name): nn.Parameter(_initial_rows(table, sizes[table.name]))
@@ -114,8 +115,27 @@ class FeatureEmbeddings(nn.Module):
             assert self.tables is not None
             if torch.is_grad_enabled():
                 return {**found, **self.tables.lookup(large)}
-            found |= {name: functional.embedding(ids, self.tables.rows(name)) for name, ids in large.items()}
+            found |= {name: functional.embedding(ids, self._whole_table(name)) for name, ids in large.items()}
         return found
+
+    def _whole_table(self, name: str) -> Tensor:
+        """Asked for once between two steps: the rows may have to be gathered from other processes."""
+        assert self.tables is not None
+        if name not in self._whole:
+            self._whole[name] = self.tables.rows(name)
+        return self._whole[name]
+
+    def gather_tables(self) -> None:
+        """Have all tables at hand before predicting: processes that predict different numbers of batches must not
+        gather while they do.
+        """
+        for spec in self.tables.specs if self.tables is not None else ():
+            self._whole_table(spec.name)
+
+    def train(self, mode: bool = True) -> Self:
+        """As always; rows that are about to move are not kept."""
+        self._whole = {}
+        return super().train(mode)
 
     def _split(self, wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         vectors: dict[str, Tensor] = {}
@@ -138,7 +158,7 @@ class FeatureEmbeddings(nn.Module):
 
     def _large_rows(self, table: str) -> int:
         assert self.tables is not None
-        return self.tables.rows(table).shape[0]
+        return next(spec.num_embeddings for spec in self.tables.specs if spec.name == table)
 
 
 class JoinedVectors(nn.Module):
@@ -190,8 +210,7 @@ def _large_tables(
     config: FeaturesConfig,
     sizes: Mapping[str, TableSize],
     vectors: Mapping[str, Tensor],
-    seed: int,
-    device: torch.device,
+    make_tables: MakeTables,
 ) -> TableBackend | None:
     specs = [
         TableSpec(
@@ -214,7 +233,7 @@ def _large_tables(
     ]
     if not specs:
         return None
-    tables = make_tables("local", specs, seed=seed, device=device)
+    tables = make_tables(specs)
     start = {_joined_table(joined): vectors[joined.name] for joined in trainable}
     if start:
         tables.load_weights({**tables.weights(), **start})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from rookery.config.suggest import did_you_mean
 from rookery.errors import TrainingError, UserError
 from rookery.metrics.engagement import METRICS, EngagementMeter, EngagementMetrics, MeasureOptions, TaskMetrics
 from rookery.metrics.engagement_rows import EngagementRows
+from rookery.parallel.world import gather_objects
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
@@ -88,9 +88,10 @@ def make_validation(
 
     def validate() -> dict[str, float]:
         metrics: dict[str, float] = {}
+        model.network.embeddings.gather_tables()
         for name, partition in chosen.items():
-            batches = evaluation_batches(config, partition, preprocessor, model.device)
-            found = _measure(config, name, model, islice(batches, num_batches), num_bootstrap=0)
+            batches = evaluation_batches(config, partition, preprocessor, model.device, num_batches)
+            found = _measure(config, name, model, batches, num_bootstrap=0)
             metrics |= {f"{name}/{metric}": value for metric, value in found.metrics().items()}
         return metrics
 
@@ -105,9 +106,17 @@ def _measure(
     places = torch.tensor([model.tasks.index(task) for task in tasks])
     for batch in batches:
         meter.update(_measured_rows(config, model, batch, places))
+    meter = _of_all_processes(meter)
     options = MeasureOptions(config.evaluation.num_bins, num_bootstrap, config.runtime.seed)
     whole, strata = meter.compute(options)
     return Evaluation(split, whole, strata)
+
+
+def _of_all_processes(mine: EngagementMeter) -> EngagementMeter:
+    meter, *others = gather_objects(mine)
+    for other in others:
+        meter.merge(other)
+    return meter
 
 
 @torch.no_grad()

@@ -135,6 +135,8 @@ class FeaturesConfig(StrictModel):
     discrete: tuple[DiscreteFeature, ...] = ()
     ragged: tuple[RaggedFeature, ...] = ()
     tables: tuple[TableConfig, ...] = ()
+    backend: Literal["local", "torchrec"] = "local"
+    """Of tables with an optimizer of their own; torchrec shares them out among processes."""
     embeddings: tuple[JoinedEmbedding, ...] = ()
 
     @property

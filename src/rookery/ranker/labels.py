@@ -102,20 +102,33 @@ class KeptRows:
     weights: Tensor
 
 
+def downsample_lanes(
+    config: DownsampleNegatives, labels: Mapping[str, Tensor], position: StreamPosition, lanes: Mapping[int, int]
+) -> KeptRows:
+    """As ``downsample_negatives``, each lane on its own; ``lanes`` has their numbers of rows, which lie in order."""
+    kept, start = [], 0
+    for lane, num_rows in lanes.items():
+        part = {task: values[start : start + num_rows] for task, values in labels.items()}
+        own = downsample_negatives(config, part, position, lane)
+        kept.append(KeptRows(own.rows + start, own.weights))
+        start += num_rows
+    return KeptRows(torch.cat([own.rows for own in kept]), torch.cat([own.weights for own in kept]))
+
+
 def downsample_negatives(
-    config: DownsampleNegatives, labels: Mapping[str, Tensor], position: StreamPosition
+    config: DownsampleNegatives, labels: Mapping[str, Tensor], position: StreamPosition, lane: int = 0
 ) -> KeptRows:
     """All rows with one of the engagements, and ``batch_multiplier`` of the others for each of those.
 
     The kept of the others weigh (number of others / number of kept): the expected sum of weight × anything is that of
-    the whole batch. A batch without engagement counts as one with one. Drawn from the seed and the place of the batch
-    in the stream alone.
+    the whole batch. A batch without engagement counts as one with one. Drawn from the seed, the place of the batch
+    in the stream and the lane alone.
     """
     engaged = torch.stack([labels[task] for task in config.engagements_list]).amax(0) == 1
     others = (~engaged).nonzero().squeeze(1)
     num_engaged = len(engaged) - len(others)
     num_kept = min(len(others), max(1, round(config.batch_multiplier * max(1, num_engaged))))
-    drawn = others[torch.randperm(len(others), generator=_generator(position))[:num_kept]]
+    drawn = others[torch.randperm(len(others), generator=_generator(position, lane))[:num_kept]]
     keep = engaged.clone()
     keep[drawn] = True
     rows = keep.nonzero().squeeze(1)
@@ -123,9 +136,9 @@ def downsample_negatives(
     return KeptRows(rows, weights)
 
 
-def _generator(position: StreamPosition) -> torch.Generator:
-    # The last one keeps the draw apart from the stream's own, whose keys are shorter.
-    key = (position.seed, position.epoch, position.num_batches, 1)
+def _generator(position: StreamPosition, lane: int) -> torch.Generator:
+    # The 1 keeps the draw apart from the stream's own, whose keys are shorter.
+    key = (position.seed, position.epoch, position.num_batches, 1, *([lane] if lane else []))
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rookery.nn.config import TaskModelConfig
+from rookery.parallel.world import all_sum, world_size
 from rookery.ranker.config import GradNormWeights, LossConfig
 
 _SMALLEST_WEIGHT = 1e-3
@@ -28,7 +29,9 @@ class MultiTaskLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, row_weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of ``logits`` and ``labels`` ``[batch, tasks]`` with ``row_weights`` ``[batch]``; losses by task."""
-        by_task = task_losses(logits, labels, row_weights, self.pos_weight)  # [tasks]
+        # Of several processes each has a part of the sums: what they give adds up to the losses of the whole batch.
+        total_weight = all_sum(row_weights.sum())
+        by_task = task_losses(logits, labels, row_weights, self.pos_weight, total_weight)  # [tasks]
         loss = self.weighting(by_task).mean()
         return loss, {f"loss/{task}": by_task[index].detach() for index, task in enumerate(self.tasks)}
 
@@ -37,13 +40,15 @@ class MultiTaskLoss(nn.Module):
         return self.weighting.watch(shared) if isinstance(self.weighting, GradNorm) else shared
 
 
-def task_losses(logits: Tensor, labels: Tensor, row_weights: Tensor, pos_weight: Tensor) -> Tensor:
-    """``sum_b w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z)))) / sum_b w_b`` by task ``[tasks]``, in float32."""
+def task_losses(
+    logits: Tensor, labels: Tensor, row_weights: Tensor, pos_weight: Tensor, total_weight: Tensor
+) -> Tensor:
+    """``sum_b w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z)))) / total_weight`` by task ``[tasks]``, in float32."""
     losses = functional.binary_cross_entropy_with_logits(
         logits.float(), labels, weight=row_weights.unsqueeze(1), pos_weight=pos_weight, reduction="none"
     )
     # At least the smallest number: rows that all weigh nothing have a loss of 0.
-    return losses.sum(0) / row_weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return losses.sum(0) / total_weight.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class Fixed(nn.Module):
@@ -68,7 +73,7 @@ class Uncertainty(nn.Module):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Weighted losses ``[tasks]``."""
-        return torch.exp(-self.log_variance) * losses + self.log_variance / 2
+        return torch.exp(-self.log_variance) * losses + self.log_variance / (2 * world_size())
 
 
 class GradNorm(nn.Module):
@@ -90,7 +95,7 @@ class GradNorm(nn.Module):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Weighted losses ``[tasks]``."""
-        self._losses = losses.detach()
+        self._losses = all_sum(losses.detach().clone())
         return self.weights.clone() * losses
 
     def watch(self, shared: Tensor) -> Tensor:
@@ -107,6 +112,8 @@ class GradNorm(nn.Module):
         first = torch.where(self.first_losses.isnan(), self._losses, self.first_losses)
         self.first_losses.copy_(first)
         norms = gradient.flatten(1).float().norm(dim=1)  # [tasks]
+        if world_size() > 1:
+            norms = all_sum(norms.square()).sqrt()
         mean = norms.mean().clamp(min=torch.finfo(torch.float32).tiny)
         rates = self._losses / first.clamp(min=torch.finfo(torch.float32).tiny)
         target = mean * (rates / rates.mean()).pow(self._config.alpha)

@@ -5,6 +5,7 @@ Hot path: ``RankerModel.forward`` → ``RankerNetwork.forward`` (features → on
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from rookery.nn.featurization import Featurizer
 from rookery.nn.network import InputLayout, build_network
 from rookery.nn.position import PositionDebias
 from rookery.nn.towers import Towers
+from rookery.parallel.world import world_size
 from rookery.ranker.batch import RankerBatch, RankerFeatures, TableSize
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.embeddings import FeatureEmbeddings, module_key
 from rookery.ranker.loss import MultiTaskLoss
 from rookery.ranker.memory import fits_memory
+from rookery.tables.backends import BackendName, make_tables
 from rookery.train.job import Stateful
 from rookery.train.state import ModuleState, StateGroup, TableWeights
 
@@ -39,7 +42,12 @@ class RankerNetwork(nn.Module):
     """Features → logits. Holds every parameter."""
 
     def __init__(
-        self, config: RankerConfig, sizes: FeatureSizes, vectors: Mapping[str, Tensor], device: torch.device
+        self,
+        config: RankerConfig,
+        sizes: FeatureSizes,
+        vectors: Mapping[str, Tensor],
+        device: torch.device,
+        backend: BackendName,
     ) -> None:
         super().__init__()
         model = config.model
@@ -48,7 +56,16 @@ class RankerNetwork(nn.Module):
         self.dense_norms = nn.ModuleDict({module_key(name): nn.LayerNorm(w) for name, w in sizes.dense_widths.items()})
         with fits_memory("features.tables", "lower num_embeddings, hash_buckets, vocabulary.max_size or embedding_dim"):
             self.embeddings = FeatureEmbeddings(
-                config.features, sizes.tables, vectors, seed=config.runtime.seed, device=device
+                config.features,
+                sizes.tables,
+                vectors,
+                functools.partial(
+                    make_tables,
+                    backend,
+                    seed=config.runtime.seed,
+                    device=device,
+                    sharding=config.parallel.sharding,
+                ),
             )
         self.position = PositionDebias(model.position_debias_config) if model.position_debias_config else None
         layout = self._layout(sizes)
@@ -118,11 +135,16 @@ class RankerModel(nn.Module):
     """
 
     def __init__(
-        self, config: RankerConfig, sizes: FeatureSizes, vectors: Mapping[str, Tensor], device: torch.device
+        self,
+        config: RankerConfig,
+        sizes: FeatureSizes,
+        vectors: Mapping[str, Tensor],
+        device: torch.device,
+        backend: BackendName = "local",
     ) -> None:
         super().__init__()
         self.tasks = config.tasks
-        self.network = RankerNetwork(config, sizes, vectors, device)
+        self.network = RankerNetwork(config, sizes, vectors, device, backend)
         self.loss = MultiTaskLoss(config.loss, config.model.tasks)
         self._add_buffers(config)
         if config.model.compile:
@@ -156,7 +178,8 @@ class RankerModel(nn.Module):
         balance = self.loss.balance if self._balances else None
         logits = self.network(batch.features, balance)
         loss, outputs = self.loss(logits, batch.labels, batch.loss_weights)
-        return loss, {**outputs, **batch.shares}
+        size = world_size()  # what processes report is summed
+        return loss, {**outputs, **{name: share / size for name, share in batch.shares.items()}}
 
     def logits(self, features: RankerFeatures) -> Tensor:
         """What was trained ``[batch, tasks]``: of the log as it was sampled, uncalibrated."""

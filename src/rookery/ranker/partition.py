@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -12,6 +14,7 @@ from rookery.data.locate import locate_row
 from rookery.data.prefetch import Prefetcher, Transform, prepare
 from rookery.data.row_groups import RowGroupSlice
 from rookery.data.stream import Columns, ParquetStream, StreamPosition
+from rookery.parallel.world import rank, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig, TrainPartition
@@ -19,6 +22,7 @@ from rookery.ranker.files import find_files, row_filter
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.schema import check_schema
 from rookery.ranker.wrong_value import WrongValue
+from rookery.train.order import StreamOrder
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +38,11 @@ def open_partition(
     shuffle: bool = False,
     labels: bool = True,
     num_epochs: int | None = None,
+    order: StreamOrder | None = None,
 ) -> ParquetStream:
     """A stream of the columns that ``preprocessor`` takes; without ``labels`` of those of the features alone.
+
+    Given an ``order``, this process reads its own lanes of it; else all rows.
 
     Raises ``DataError`` for files without one of the columns, or with columns of another type than in training.
     """
@@ -43,7 +50,7 @@ def open_partition(
     return ParquetStream(
         find_files(partition),
         preprocessor.requests(labels=labels, keys=labels),
-        partition.batch_size,
+        partition.batch_size if order is None else order.batch_size,
         seed=config.runtime.seed,
         shuffle=shuffle,
         buffer_rows=partition.buffer_rows if isinstance(partition, TrainPartition) else _BUFFER_ROWS,
@@ -51,6 +58,9 @@ def open_partition(
         offset=partition.offset,
         where=row_filter(partition),
         num_epochs=num_epochs,
+        num_lanes=1 if order is None else order.num_lanes,
+        rank=0 if order is None else rank(),
+        world_size=1 if order is None else world_size(),
     )
 
 
@@ -66,7 +76,8 @@ def make_transform(
 
     def transform(columns: Columns, position: StreamPosition) -> RankerBatch:
         try:
-            batch = preprocessor.batch(columns, training=training, position=position)
+            lanes = dict(zip(stream.lanes, stream.lane_rows(position), strict=True))
+            batch = preprocessor.batch(columns, training=training, position=position, lanes=lanes)
         except WrongValue as error:
             raise error.located(stream) from error
         warnings.give()
@@ -76,12 +87,22 @@ def make_transform(
 
 
 def evaluation_batches(
-    config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor, device: torch.device
+    config: RankerConfig,
+    partition: PartitionConfig,
+    preprocessor: Preprocessor,
+    device: torch.device,
+    num_batches: int | None = None,
 ) -> Iterator[RankerBatch]:
-    """Every row of a partition once, in file order, made ready ahead of the model."""
+    """Every row of a partition once, in file order, made ready ahead of the model; at most ``num_batches``.
+
+    Of several processes each has its part: neighbouring batches, the first of them the chief.
+    """
     stream = open_partition(config, partition, preprocessor, num_epochs=1)
     transform = make_transform(stream, preprocessor, training=False, device=device)
-    with Prefetcher(prepare(stream, transform), _PREFETCH_BATCHES) as batches:
+    total = min(stream.batches_per_epoch, num_batches or stream.batches_per_epoch)
+    first, last = (total * each // world_size() for each in (rank(), rank() + 1))
+    stream.seek(replace(stream.position(), num_batches=first))
+    with Prefetcher(islice(prepare(stream, transform), last - first), _PREFETCH_BATCHES) as batches:
         for prepared in batches:
             yield prepared.batch
 

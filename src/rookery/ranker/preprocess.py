@@ -19,7 +19,7 @@ from rookery.ranker.columns import ColumnPlan, ColumnUse, id_request
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import DiscreteFeature, NumericFeature, RaggedFeature, TableConfig
 from rookery.ranker.inputs import Inputs
-from rookery.ranker.labels import Labels, downsample_negatives
+from rookery.ranker.labels import Labels, downsample_lanes
 from rookery.ranker.vocabulary import HashBuckets, Lookup, RowNumbers, lookup_of_keys
 from rookery.ranker.wrong_value import WrongValue
 
@@ -106,13 +106,18 @@ class Preprocessor(nn.Module):
         return self._features(self._with_extracted(columns))
 
     def batch(
-        self, columns: Mapping[str, Tensor], *, training: bool = False, position: StreamPosition | None = None
+        self,
+        columns: Mapping[str, Tensor],
+        *,
+        training: bool = False,
+        position: StreamPosition | None = None,
+        lanes: Mapping[int, int] | None = None,
     ) -> RankerBatch:
         """Features, labels, weights, groups and strata of raw columns; down-sampled if ``training``.
 
         ``position`` is that of the stream behind the batch: it seeds the down-sampling, and numbers the rows where the
-        log has no users. ``WrongValue`` for labels besides 0 and 1, weights or positions below 0, rows outside their
-        table.
+        log has no users. ``lanes`` are the numbers of rows of the stream's lanes, if it has several. ``WrongValue``
+        for labels besides 0 and 1, weights or positions below 0, rows outside their table.
         """
         columns = self._with_extracted(columns)
         labels = self._labels.read(columns)
@@ -121,7 +126,7 @@ class Preprocessor(nn.Module):
         downsample = self._config.preprocess.downsample_negatives
         if training and downsample is not None:
             assert position is not None
-            kept = downsample_negatives(downsample, labels, position)
+            kept = downsample_lanes(downsample, labels, position, lanes or {0: len(weights)})
             columns, labels = _rows_of(columns, kept.rows), _rows_of(labels, kept.rows)
             weights, groups = weights[kept.rows] * kept.weights, groups[kept.rows]
         features = self._features(columns)

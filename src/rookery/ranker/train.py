@@ -8,17 +8,19 @@ from pathlib import Path
 
 from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
 from rookery.config.loader import dump_config, load_config
+from rookery.parallel.world import is_chief, join_world, on_chief, share_object
 from rookery.ranker.build import build_job, build_model, build_preprocessor
 from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.model import RankerModel
+from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.run import INPUTS, load_run
 from rookery.ranker.statistics import fit_featurizer
 from rookery.train.lineage import require_same_meaning
 from rookery.train.loop import TrainingResult, train
 from rookery.train.run import open_run
-from rookery.train.runtime import prepare_runtime
+from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.train.sinks import MetricSink
 from rookery.train.state import check_fit
 
@@ -42,33 +44,43 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
     """
     config = config.with_whole_paths()
+    join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
-    is_resumed = bool(checkpoint_steps(save_dir))
-    if is_resumed:
+    if checkpoint_steps(save_dir):
         _require_same_model(save_dir, config)
-    inputs = Inputs.open(save_dir / INPUTS) if is_resumed else _new_inputs(config)
-    preprocessor = build_preprocessor(config, inputs)
-    if not is_resumed:
-        check_training_rows(config, preprocessor)
-        check_validation_rows(config, preprocessor)
-    model = build_model(config, preprocessor, inputs, device)
-    job = build_job(config, preprocessor, model, device)
     with open_run(config.training, dump_config(config)) as run:
         if run.resume_from is None:
-            fit_featurizer(config, preprocessor, model.network.featurizer)
+            on_chief(lambda: _write_inputs(config, save_dir / INPUTS))
+        inputs = Inputs.open(save_dir / INPUTS)
+        preprocessor = build_preprocessor(config, inputs)
+        model = build_model(config, preprocessor, inputs, device, config.features.backend)
+        job = build_job(config, preprocessor, model, device, run.resume_from)
+        if run.resume_from is None:
+            _fit_featurizer(config, preprocessor, model)
             _start_from_elsewhere(config, model)
-            inputs.write(save_dir / INPUTS)
         watched = replace(run, sinks=(*run.sinks, *sinks))
         result = train(job, watched, config.training, config.runtime, debug=debug)
-    _calibrate(save_dir)
+    if is_chief():
+        _calibrate(save_dir)
     return result
 
 
-def _new_inputs(config: RankerConfig) -> Inputs:
+def _write_inputs(config: RankerConfig, folder: Path) -> None:
     """Vocabularies counted in the training rows, or those of the run to start from: its rows keep their meaning."""
     earlier = config.training.initial_checkpoint_dir
-    return Inputs.build(config, None if earlier is None else Inputs.open(_run_of(earlier) / INPUTS))
+    inputs = Inputs.build(config, None if earlier is None else Inputs.open(_run_of(earlier) / INPUTS))
+    preprocessor = build_preprocessor(config, inputs)
+    check_training_rows(config, preprocessor)
+    check_validation_rows(config, preprocessor)
+    inputs.write(folder)
+
+
+def _fit_featurizer(config: RankerConfig, preprocessor: Preprocessor, model: RankerModel) -> None:
+    """The chief measures, all others take it over."""
+    featurizer = model.network.featurizer
+    on_chief(lambda: fit_featurizer(config, preprocessor, featurizer))
+    featurizer.load_state_dict(share_object(featurizer.state_dict()))
 
 
 def _run_of(source: Path) -> Path:

@@ -5,6 +5,7 @@ Hot path: ``train`` → ``_Loop.run`` → ``_step`` (one optimizer step) → ``_
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rookery.checkpoint.files import State
+from rookery.data.ledger import Ledger
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import TrainingError
@@ -30,6 +32,8 @@ from rookery.train.meter import MeanMeter, Stopwatch
 from rookery.train.progress import Progress
 from rookery.train.run import Run
 from rookery.train.state import RandomState, check_fit
+
+logger = logging.getLogger(__name__)
 
 # Batches made ready ahead of the model: enough to bridge the decoding of a row group, little memory.
 PREFETCH_BATCHES = 4
@@ -77,6 +81,9 @@ class _Loop(Generic[B]):
         self._step_number = 0
         self._saved_step = 0
         self._position = job.stream.position()
+        self._ledger = job.stream.ledger()
+        self._epochs: list[Ledger] = []
+        self._counts_since = 0
         self._num_examples = 0
         self._loss: float | None = None
         self._interrupt = Interrupt()
@@ -100,12 +107,23 @@ class _Loop(Generic[B]):
             return
         self._position = StreamPosition(**checkpoint.state["stream"])
         self._job.stream.seek(self._position)
+        self._restore_ledger(checkpoint.state.get("ledger"))
         for group, state in self._states.items():
             state.load_tensors(checkpoint.tensors(group))
         means = checkpoint.state["means"]
         if not is_chief():  # the sums of all processes are taken over once
             means = {name: [0.0, weight] for name, (_, weight) in means.items()}
         self._meter.load_state(means, self._job.device)
+
+    def _restore_ledger(self, stored: State | None) -> None:
+        if stored is None:  # by an earlier version: this epoch cannot be proved
+            self._counts_since = self._position.epoch + 1
+            return
+        self._counts_since = stored["since"]
+        self._epochs = [Ledger(**each) for each in stored["epochs"]]
+        if is_chief():  # what all processes handed out is taken over once
+            self._job.stream.resume_ledger(Ledger(**stored["current"]))
+        self._ledger = self._job.stream.ledger()
 
     def run(self) -> TrainingResult:
         reason = self._reason()
@@ -183,7 +201,25 @@ class _Loop(Generic[B]):
                 optimizer.step()
                 optimizer.zero_grad()
         self._step_number += 1
-        self._position = micro_batches[-1].position
+        for prepared in micro_batches:
+            self._keep_books(prepared)
+
+    def _keep_books(self, prepared: Prepared[B]) -> None:
+        """Note what was trained on; at the end of an epoch prove that it was every row once."""
+        self._position, self._ledger = prepared.position, prepared.ledger
+        stream, epoch = self._job.stream, prepared.position.epoch
+        if prepared.position.num_batches < stream.batches_per_epoch or epoch < self._counts_since:
+            return
+        ledger, expected = Ledger.merged(gather_objects(prepared.ledger)), stream.expected()
+        if not ledger.accounts_for(expected):
+            raise TrainingError(
+                f"epoch {epoch:,} read {ledger.rows:,} rows and skipped {ledger.skipped:,} of {expected.rows:,}, and "
+                "not each of them once: the data changed during the run, or this is a fault of the reader's; start a "
+                "new run, and report it if the data are what they were"
+            )
+        if ledger.skipped:
+            logger.warning("epoch %d: %d of %d rows could not be read", epoch, ledger.skipped, expected.rows)
+        self._epochs.append(ledger)
 
     def _agree(self, *, reads_loss: bool) -> None:
         """Go on only if every process can; stop behind this step if one was told to."""
@@ -280,6 +316,12 @@ class _Loop(Generic[B]):
             "stream": self._position.to_json(),
             "means": _summed_state(gather_objects(self._meter.state())),
             "best": self._best.state() if self._best else None,
+            "world_size": world_size(),
+            "ledger": {
+                "current": Ledger.merged(gather_objects(self._ledger)).to_json(),
+                "epochs": [each.to_json() for each in self._epochs],
+                "since": self._counts_since,
+            },
         }
         tensors = {group: each.tensors() for group, each in self._states.items()}
         with self._stopwatch.part("checkpoint"):

@@ -33,7 +33,7 @@ def prepare_runtime(config: RuntimeConfig) -> torch.device:
 
 
 def process_seed(seed: int, *more: int) -> int:
-    """A seed for this process's own random numbers: that of the run for the chief, if nothing ``more`` tells it apart."""
+    """A seed for this process's own random numbers: the chief's is that of the run, if nothing ``more`` is given."""
     if is_chief() and not more:
         return seed
     return int(np.random.SeedSequence((seed, *more, rank())).generate_state(1, np.uint64)[0] >> 1)
@@ -45,8 +45,9 @@ def _own_device(device: torch.device) -> torch.device:
         return device
     if local_world_size() > torch.cuda.device_count():
         raise ConfigError(
-            f"runtime.device={device}: {local_world_size()} processes on this machine, {torch.cuda.device_count()} CUDA "
-            "devices; start one process a device (torchrun --nproc-per-node), or set it to cpu"
+            f"runtime.device={device}: {local_world_size()} processes on this machine, "
+            f"{torch.cuda.device_count()} CUDA devices; start one process a device (torchrun --nproc-per-node), or "
+            "set it to cpu"
         )
     return torch.device("cuda", local_rank())
 

@@ -110,7 +110,10 @@ class QueryGroup:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Row numbers to look up by table, and the groups that use them."""
+    """Row numbers to look up by table, and the groups that use them.
+
+    ``num_edges`` are those of the whole batch, of which other processes may have others: losses are parts of its mean.
+    """
 
     ids: Mapping[str, Tensor]
     groups: tuple[Group | QueryGroup, ...]

@@ -11,15 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rookery.checkpoint.files import Checkpoint
 from rookery.data.graph import Graph
 from rookery.data.row_groups import column_names
 from rookery.data.stream import BatchStream, ParquetStream, StreamPosition
 from rookery.errors import ConfigError, DataError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
-from rookery.tables.backends import make_tables, require_torchrec, torchrec_refusals
+from rookery.parallel.world import rank, world_size
+from rookery.tables.backends import BackendName, make_tables, require_torchrec, torchrec_refusals
 from rookery.tables.protocol import TableSpec
 from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
+from rookery.train.order import StreamOrder, split_lanes, stream_order
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries
@@ -71,32 +74,50 @@ def check_graph(config: TwhinConfig, graph: Graph) -> None:
         raise ConfigError("\n".join([*problems, remedy]))
 
 
-def build_model(config: TwhinConfig, device: torch.device) -> TwhinModel:
-    """The model with fresh parameters on ``device``."""
+def build_model(config: TwhinConfig, device: torch.device, backend: BackendName | None = None) -> TwhinModel:
+    """The model with fresh parameters on ``device``; ``backend`` replaces that of the configuration."""
     embeddings = config.model.embeddings
-    specs = [_table_spec(table) for table in embeddings.tables]
-    tables = make_tables(embeddings.backend, specs, seed=config.runtime.seed, device=device)
+    tables = make_tables(
+        backend or embeddings.backend,
+        table_specs(config),
+        seed=config.runtime.seed,
+        device=device,
+        sharding=config.parallel.sharding,
+    )
     return TwhinModel(config.model, tables, seed=config.runtime.seed).to(device)
 
 
-def build_job(config: TwhinConfig, graph: Graph | None, model: TwhinModel, device: torch.device) -> Job[TrainBatch]:
-    """Everything that the loop needs to train ``model``."""
+def table_specs(config: TwhinConfig) -> list[TableSpec]:
+    """The tables of a configuration as their back end is told of them."""
+    return [_table_spec(table) for table in config.model.embeddings.tables]
+
+
+def build_job(
+    config: TwhinConfig,
+    graph: Graph | None,
+    model: TwhinModel,
+    device: torch.device,
+    resume_from: Checkpoint | None = None,
+) -> Job[TrainBatch]:
+    """Everything that the loop needs to train ``model``, in the order of batches of the run that it goes on from."""
     optimizer = make_dense_optimizer(config.model.translation_optimizer, model.parameters())
     files = train_files(config, graph)
     states: dict[str, Stateful] = {
         "tables": TableOptimizerState(model.tables),
         "relations": OptimizerState(optimizer, dict(model.named_parameters())),
     }
-    stream = _stream(config, files)
+    data = config.train_data
+    order = stream_order(data.per_replica_batch_size * world_size(), config.parallel, resume_from)
+    stream = _stream(config, files, order)
     return Job(
         model=model,
         stream=stream,
-        transform=_transform(_planner(config, graph, model, files), stream.batches_per_epoch, device),
+        transform=_transform(_planner(config, graph, model, files), stream, device),
         state={"model": model, "optimizer": StateGroup(states)},
         learning_rates=_learning_rates(config, model, optimizer),
         optimizers=[optimizer],
         validate=_validation(config, graph, model),
-        unit="edges" if config.train_data.order == "edges" else "directed_edges",
+        unit="edges" if data.order == "edges" else "directed_edges",
         device=device,
     )
 
@@ -127,19 +148,22 @@ def _table_spec(table: EmbeddingTable) -> TableSpec:
     )
 
 
-def _stream(config: TwhinConfig, files: list[Path]) -> BatchStream:
+def _stream(config: TwhinConfig, files: list[Path], order: StreamOrder) -> BatchStream:
     data = config.train_data
     columns = ["lhs", "rel", "rhs", *(["weight"] if "weight" in column_names(files[0]) else [])]
     stream = ParquetStream(
         files,
         columns,
-        data.per_replica_batch_size,
+        order.batch_size,
         seed=config.runtime.seed,
         shuffle=data.shuffle and data.order == "edges",
         buffer_rows=data.buffer_rows,
         buffer_bytes=None,  # an edge takes 28 bytes: the rows alone decide
         limit=data.limit,
         offset=data.offset,
+        num_lanes=order.num_lanes,
+        rank=rank(),
+        world_size=world_size(),
     )
     if data.order == "edges":
         return stream
@@ -181,10 +205,12 @@ def _negative_plan(config: TwhinConfig) -> NegativePlan:
 
 
 def _transform(
-    planner: BatchPlanner, batches_per_epoch: int, device: torch.device
+    planner: BatchPlanner, stream: BatchStream, device: torch.device
 ) -> Callable[[Mapping[str, Tensor], StreamPosition], TrainBatch]:
     def transform(columns: Mapping[str, Tensor], position: StreamPosition) -> TrainBatch:
-        batch = planner(columns, position.epoch * batches_per_epoch + position.num_batches - 1)
+        step = position.epoch * stream.batches_per_epoch + position.num_batches - 1
+        lanes = split_lanes(columns, stream.lanes, stream.lane_rows(position))
+        batch = planner.plan(lanes, step, stream.total_rows(position))
         return batch if device.type == "cpu" else batch.to(device)
 
     return transform

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from rookery.config.base import OneOf, StrictModel
 from rookery.config.suggest import did_you_mean
 from rookery.optim.config import OptimizerConfig
+from rookery.parallel.config import ParallelConfig
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.twhin.evaluation_config import EvaluationConfig
 from rookery.types import Side
@@ -169,6 +170,7 @@ class TwhinConfig(StrictModel):
     graph: Path | None = None
     """An ingested graph: vocabularies, splits, degrees. Without it, ids are row numbers and ``data_root`` is needed."""
     runtime: RuntimeConfig = RuntimeConfig()
+    parallel: ParallelConfig = ParallelConfig()
     training: TrainingConfig
     model: ModelConfig
     train_data: TrainData = TrainData()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rookery.metrics.ranking import RankSums
+from rookery.parallel.world import spread
 from rookery.twhin.candidates import (
     CandidateList,
     QueryChunk,
@@ -66,7 +67,7 @@ class LinkPrediction:
 def evaluate_link_prediction(
     scorer: Scorer, edges: Edges, known: KnownEdges | None, config: EvaluationConfig
 ) -> LinkPrediction:
-    """Rank the true entity of every edge, on each of ``config.sides``.
+    """Rank the true entity of every edge, on each of ``config.sides``; several processes share the work.
 
     ``known`` holds the true edges that a filtered rank does not count, those of ``edges`` among them; it may be None if
     ``config.filtered`` is false. Raises ``TrainingError`` if a score is not finite.
@@ -77,11 +78,11 @@ def evaluate_link_prediction(
         for side in config.sides:
             candidates = CandidateList.of(scorer, side, relation, config, config.num_candidates)
             raw[relation, side] = filtered[relation, side] = RankSums.empty(config.ks)
-            for chunk in query_chunks(*own.toward(side), candidates.num_queries):
-                raw_ranks, filtered_ranks = _rank(candidates, chunk, known if config.filtered else None)
-                raw[relation, side] += raw_ranks.sums(config.ks)
-                if filtered_ranks is not None:
-                    filtered[relation, side] += filtered_ranks.sums(config.ks)
+            rank = functools.partial(_rank_sums, candidates, known if config.filtered else None, config.ks)
+            for raw_sums, filtered_sums in spread(list(query_chunks(*own.toward(side), candidates.num_queries)), rank):
+                raw[relation, side] += raw_sums
+                if filtered_sums is not None:
+                    filtered[relation, side] += filtered_sums
     names = tuple(relation.name for relation in scorer.relations)
     return LinkPrediction(names, filtered if config.filtered else None, raw)
 
@@ -125,6 +126,13 @@ class _Ranks:
 
     def sums(self, ks: tuple[int, ...]) -> RankSums:
         return RankSums.from_ranks(1.0 + (self._others + self._balance).double() / 2, self._others, ks)
+
+
+def _rank_sums(
+    candidates: CandidateList, known: KnownEdges | None, ks: tuple[int, ...], chunk: QueryChunk
+) -> tuple[RankSums, RankSums | None]:
+    raw, filtered = _rank(candidates, chunk, known)
+    return raw.sums(ks), None if filtered is None else filtered.sums(ks)
 
 
 def _rank(candidates: CandidateList, chunk: QueryChunk, known: KnownEdges | None) -> tuple[_Ranks, _Ranks | None]:

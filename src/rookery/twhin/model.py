@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rookery.parallel.world import world_size
 from rookery.tables.protocol import TableBackend
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import LossConfig, ModelConfig, RelationConfig
@@ -107,7 +108,9 @@ class TwhinModel(nn.Module):
 
     def _row_norms(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logged = self.config.embeddings.tables_to_log or ()
-        return {f"norm/{name}": rows[name].detach().float().norm(dim=1).mean() for name in logged if name in rows}
+        lengths = {name: rows[name].detach().float().norm(dim=1) for name in logged if name in rows}
+        size = world_size()  # what processes report is summed
+        return {f"norm/{name}": length.sum() / (size * max(1, len(length))) for name, length in lengths.items()}
 
     def _pull_loss(self, pull: Pull, batch: TrainBatch, rows: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros(())

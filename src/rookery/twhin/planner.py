@@ -5,7 +5,7 @@ Runs in the prefetch thread. Everything random is a function of (seed, step), so
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rookery.parallel.world import world_size
 from rookery.twhin.batch import Candidates, Group, QueryGroup, TrainBatch
 from rookery.twhin.negatives import NegativeSampler
 from rookery.types import Side
@@ -22,6 +23,7 @@ PREDICTS = "predicts"
 CODE_OF_SIDE = {Side.RHS: 0, Side.LHS: 1}
 
 _STEP_STRIDE = 0x9E3779B97F4A7C15  # odd: consecutive steps get seeds far apart, modulo 2**63
+_LANE_STRIDE = 0xD1342543DE82EF95  # and so do the lanes of a step
 
 
 class KnownPairs(Protocol):
@@ -80,7 +82,8 @@ class _Lookups:
         return self._whole[table]
 
     def ids(self) -> dict[str, Tensor]:
-        return {table: torch.cat(pieces) for table, pieces in self._pieces.items()}
+        """By table, in the same order on every process."""
+        return {table: torch.cat(self._pieces[table]) for table in sorted(self._pieces)}
 
 
 @dataclass(frozen=True)
@@ -121,23 +124,39 @@ class BatchPlanner:
         self._weighted = any(relation.weight != 1.0 for relation in relations)
         kinds = [(relation.lhs_table, relation.rhs_table, relation.operator) for relation in relations]
         self._kinds = sorted(set(kinds))
+        self._tables = sorted({table for left, right, _ in kinds for table in (left, right)})
         self._kind_of_relation = torch.tensor([self._kinds.index(kind) for kind in kinds])
 
     def __call__(self, columns: Mapping[str, Tensor], step: int) -> TrainBatch:
         """The batch that ``step`` (counting micro-batches from 0) trains on."""
-        self._generator.manual_seed((self._seed + (step + 1) * _STEP_STRIDE) % 2**63)
+        return self.plan({0: columns}, step, columns["lhs"].shape[0])
+
+    def plan(self, lanes: Mapping[int, Mapping[str, Tensor]], step: int, num_edges: int) -> TrainBatch:
+        """The same of a batch of ``num_edges`` edges, some ``lanes`` of which are this process's, by number.
+
+        Negatives of a lane come from it alone, drawn for its number: what a batch trains on does not depend on which
+        process has which lanes. Of several processes each names every table in the ids, for they look up together.
+        """
         lookups = _Lookups()
-        columns = {name: column if name == "weight" else column.long() for name, column in columns.items()}
-        num_edges = columns["lhs"].shape[0]
         groups: list[Group | QueryGroup] = []
+        for lane, columns in lanes.items():
+            if columns["lhs"].shape[0]:
+                self._generator.manual_seed((self._seed + (step + 1) * _STEP_STRIDE + lane * _LANE_STRIDE) % 2**63)
+                groups += self._groups(columns, num_edges, lookups)
+        if world_size() > 1:
+            for table in self._tables:
+                lookups.add(table, torch.empty(0, dtype=torch.int64))
+        return TrainBatch(lookups.ids(), tuple(groups), num_edges)
+
+    def _groups(self, columns: Mapping[str, Tensor], num_edges: int, lookups: _Lookups) -> Iterator[Group | QueryGroup]:
+        columns = {name: column if name == "weight" else column.long() for name, column in columns.items()}
         for part in self._parts(columns):
             if self._groups_queries(part):
-                groups += [self._query_group(part, side, num_edges, lookups) for side in self._sides_of(part)]
+                yield from (self._query_group(part, side, num_edges, lookups) for side in self._sides_of(part))
             elif PREDICTS in part:
-                groups += [self._group(_predicting(part, side), (side,), lookups) for side in self._sides_of(part)]
+                yield from (self._group(_predicting(part, side), (side,), lookups) for side in self._sides_of(part))
             else:
-                groups.append(self._group(part, self._negatives.sides, lookups))
-        return TrainBatch(lookups.ids(), tuple(groups), num_edges)
+                yield self._group(part, self._negatives.sides, lookups)
 
     def _parts(self, columns: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         if len(self._kinds) == 1:

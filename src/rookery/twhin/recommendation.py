@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rookery.metrics.ranking import TopKSums
+from rookery.parallel.world import spread
 from rookery.twhin.candidates import (
     CandidateList,
     QueryChunk,
@@ -66,8 +67,8 @@ def evaluate_recommendation(
         candidates = CandidateList.of(scorer, Side.RHS, relation, config, None)
         lhs, rhs = torch.unique(torch.stack([own.lhs, own.rhs]), dim=1)
         sums[relation] = TopKSums.empty(config.ks)
-        for chunk in query_chunks(lhs, rhs, candidates.num_queries):
-            chunk_sums, chunk_masked = _recommend(candidates, chunk, Strikes(candidates, chunk, masked), config.ks)
+        recommend = functools.partial(_recommend, candidates, masked, config.ks)
+        for chunk_sums, chunk_masked in spread(list(query_chunks(lhs, rhs, candidates.num_queries)), recommend):
             sums[relation] += chunk_sums
             num_masked += chunk_masked
     return Recommendation(tuple(relation.name for relation in scorer.relations), sums, num_masked)
@@ -111,9 +112,10 @@ class _Top:
 
 
 def _recommend(
-    candidates: CandidateList, chunk: QueryChunk, strikes: Strikes, ks: tuple[int, ...]
+    candidates: CandidateList, masked: KnownEdges, ks: tuple[int, ...], chunk: QueryChunk
 ) -> tuple[TopKSums, int]:
     """Sums of a chunk's queries, and how many of their positives are masked."""
+    strikes = Strikes(candidates, chunk, masked)
     top = _Top(chunk.anchors.numel(), max(ks))
     score = torch.empty(chunk.answers.numel())
     for start, scores in candidates.tiles(chunk.anchors):

@@ -149,6 +149,8 @@ class BatchGradient:
             self.global_grad(group.candidates[side], 0).copy_(rows.grad_raw())
 
     def _mean(self, addends: list[Tensor]) -> Tensor:
+        if not addends:  # no edge of the batch is this process's
+            return torch.zeros((), dtype=torch.float64, device=next(iter(self.rows.values())).device)
         return torch.cat(addends).sum(dtype=torch.float64)
 
     def form(self, operator: str, predicts: Side) -> str:

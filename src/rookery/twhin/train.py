@@ -10,6 +10,7 @@ from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_ch
 from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
 from rookery.errors import DataError, RunNotFound
+from rookery.parallel.world import is_chief, join_world
 from rookery.train.loop import TrainingResult, train
 from rookery.train.run import open_run
 from rookery.train.runtime import choose_device, prepare_runtime
@@ -31,18 +32,19 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
     graph = None if config.graph is None else Graph.open(config.graph)
     if graph is not None:
         check_graph(config, graph)
+    join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
     if checkpoint_steps(save_dir):
         require_same_model(save_dir, config)
         if graph is not None:
             require_same_edges(save_dir, graph)
-    model = build_model(config, device)
-    job = build_job(config, graph, model, device)
-    pull_to_earlier(config, graph, model)
     with open_run(config.training, dump_config(config)) as run:
+        model = build_model(config, device)
+        job = build_job(config, graph, model, device, run.resume_from)
+        pull_to_earlier(config, graph, model)
         if run.resume_from is None:
-            if graph is not None:
+            if graph is not None and is_chief():
                 note_graph(save_dir, graph)
             start_from_elsewhere(config, graph, model)
         return train(job, run, config.training, config.runtime, debug=debug)
@@ -74,8 +76,8 @@ def load_run(
         checkpoint = "latest" if best_step(run) is None else "best"
     stored = load_checkpoint(run, checkpoint)
     opened = _open_graph(run, graph or config.graph)
-    # Not without gradients: torchrec cannot be built there.
-    model = build_model(config, choose_device(config.runtime.device))
+    # Whatever back end it was trained with: rows are rows.
+    model = build_model(config, choose_device(config.runtime.device), "local")
     model.load_tensors(stored.tensors("model"))
     return LoadedRun(model.eval(), opened, config, stored.step)
 

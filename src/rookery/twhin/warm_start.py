@@ -27,13 +27,15 @@ def start_from_elsewhere(config: TwhinConfig, graph: Graph | None, model: TwhinM
 
     Entities without an earlier vector keep their random row.
     """
+    rows = {name: model.entity_rows(name) for name in model.table_names}
     for table in config.model.embeddings.tables:
         if table.pretrained is not None:
-            _overwrite(model.entity_rows(table.name), _pretrained_rows(table, graph))
+            _overwrite(rows[table.name], _pretrained_rows(table, graph))
     if config.training.initial_checkpoint_dir is not None:
         for name, earlier in _earlier_rows(config, graph).items():
-            _overwrite(model.entity_rows(name), earlier)
+            _overwrite(rows[name], earlier)
         _start_relations(config, model)
+    model.tables.load_weights(rows)
 
 
 def pull_to_earlier(config: TwhinConfig, graph: Graph | None, model: TwhinModel) -> None:

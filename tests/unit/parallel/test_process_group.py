@@ -8,11 +8,11 @@ import pytest
 _SCRIPT = """
 import os, torch, torch.distributed as dist
 from pathlib import Path
-from rookery.parallel.process_group import single_process_group
+from rookery.parallel.process_group import default_process_group
 
 os.environ["GLOO_SOCKET_IFNAME"] = "set-by-the-caller"
-group = single_process_group()
-assert single_process_group() is group is dist.group.WORLD
+group = default_process_group()
+assert default_process_group() is group is dist.group.WORLD
 assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
 assert os.environ["GLOO_SOCKET_IFNAME"] == "set-by-the-caller"
 total = torch.arange(3.0)

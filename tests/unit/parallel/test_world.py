@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import RankFailed, run_ranks
 
-from rookery.errors import UserError
+from rookery.errors import PeerFailed, UserError
 from rookery.parallel import world
 
 
@@ -54,5 +54,28 @@ def test_a_rank_that_fails_is_named():
 def test_a_world_that_nobody_can_meet_in_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="MASTER_ADDR.* not set: start the processes with torchrun"):
+    with pytest.raises(UserError, match=r"MASTER_ADDR.* not set: start the processes with torchrun"):
         world.join_world(torch.device("cpu"), 1.0)
+
+
+def refuse():
+    raise UserError("the chief refuses")
+
+
+def spread_and_fail():
+    squares = world.spread(range(7), lambda number: (number * number, world.rank()))
+    try:
+        world.on_chief(refuse)
+    except (UserError, PeerFailed) as error:
+        return squares, str(error)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_work_is_spread_and_a_refusal_ends_all(size):
+    results = run_ranks(size, spread_and_fail)
+    for rank, (squares, error) in enumerate(results):
+        assert squares == [(number * number, number % size) for number in range(7)]
+        assert error == (
+            "the chief refuses" if rank == 0 else f"rank {rank}: ends because rank 0 cannot go on, as it says itself"
+        )
