@@ -10,6 +10,7 @@ ms. And the production-size ranker of ``ranker_step.py`` (48.1 M parameters, bf1
 rows are taken from a table of 3,000 posts in memory, then all goes the same way, network, weighted sums, JSON.
 
     python benchmarks/serve.py --json
+    python benchmarks/serve.py --bundle RUN --reloads 20    # memory, as bundles are exchanged
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -233,9 +235,14 @@ def measure(address: str, load: Load) -> dict[str, Any]:
 
 def cpu_seconds(address: str) -> float:
     """What the server has used of all cores; on a busy machine it says more than the latencies."""
+    return counter(address, "process_cpu_seconds_total")
+
+
+def counter(address: str, name: str) -> float:
+    """A value of ``/metrics``; 0 while it is not there."""
     with urllib.request.urlopen(f"{address}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("process_cpu_seconds_total "))
+    return next((float(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
 def measure_demo(bundle: Path, seconds: float) -> dict[str, Any]:
@@ -278,6 +285,32 @@ def measure_production(seconds: float) -> dict[str, Any]:
         return {"rank_1500": measure(address, load)}
 
 
+def measure_reloads(bundle: Path, num_reloads: int) -> dict[str, Any]:
+    """Resident memory of a server whose bundle is exchanged, after ten timelines of each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copies = [shutil.copytree(bundle, folder / copy) for copy in ("one", "other")]
+        served = folder / "served"
+        served.symlink_to(copies[0])
+        users = [user["id"] for user in open_bundle(bundle).users("", 10)]
+        load = Load("/v1/timeline", [json.dumps({"user_id": user, "k": 20}).encode() for user in users], 10.0, 1.0)
+        with server("demo", served) as address:
+            asyncio.run(put_under(address, load))
+            memory_mb = [resident_mb(address)]
+            for number in range(1, num_reloads + 1):
+                (folder / "turning").symlink_to(copies[number % 2])
+                (folder / "turning").replace(served)
+                while counter(address, 'rookery_reloads_total{outcome="done"}') < number:
+                    time.sleep(0.1)
+                asyncio.run(put_under(address, load))
+                memory_mb.append(resident_mb(address))
+    return {"resident_mb": memory_mb}
+
+
+def resident_mb(address: str) -> int:
+    return round(counter(address, "process_resident_memory_bytes") / 1e6)
+
+
 def demo_bundle(folder: Path) -> Path:
     """The bundle of a small demo, made now; minutes."""
     subprocess.run([sys.executable, "-m", "rookery", "demo", "--folder", str(folder)], check=True, stdout=sys.stderr)
@@ -289,10 +322,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--bundle", type=Path, help="a demo's bundle; made if left out")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each rate")
+    parser.add_argument(
+        "--reloads", type=int, default=0, help="exchange --bundle so often and tell the memory, no more"
+    )
     parser.add_argument("--server", choices=["demo", "production"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.server:
         run_server(arguments.server, arguments.bundle)
+        return
+    if arguments.reloads:
+        print(json.dumps(measure_reloads(arguments.bundle, arguments.reloads)))
         return
     with tempfile.TemporaryDirectory() as folder:
         demo = measure_demo(arguments.bundle or demo_bundle(Path(folder) / "demo"), arguments.seconds)

@@ -67,9 +67,8 @@ class Batcher(Generic[Item, Result]):
         while True:
             await self._arrived.wait()
             await self._gather()
-            batch = self._next_batch()
-            if batch:
-                await self._serve_batch(batch)
+            # Under no name: it would live until the next batch comes, and with it the bundle that it was asked of.
+            await self._serve_batch(self._next_batch())
 
     async def _gather(self) -> None:
         """Wait for a full batch, or as long as the first request may wait."""
@@ -99,6 +98,8 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     async def _serve_batch(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
+        if not batch:  # all of them have left
+            return
         self._metrics.batch_requests.observe(len(batch))
         self._metrics.batch_rows.observe(sum(each.num_rows for each in batch))
         start = time.perf_counter()

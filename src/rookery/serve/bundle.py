@@ -6,6 +6,8 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -78,19 +80,29 @@ async def keep_reloading(
     holder: BundleHolder[Served], every_s: float, metrics: ServiceMetrics, version: Callable[[Served], str]
 ) -> None:
     """Look for a newer bundle for ever. One that cannot be opened is logged, and the old one stays."""
-    while True:
-        await asyncio.sleep(every_s)
-        if not await asyncio.to_thread(holder.is_newer):
-            continue
-        try:
-            await asyncio.to_thread(holder.reload)
-        except Exception as error:  # whatever is wrong with a new bundle, the old one serves on
-            metrics.reloads.labels("failed").inc()
-            says_it_all = isinstance(error, RookeryError)
-            message = "the new bundle cannot be opened, the old one stays: %s"
-            logger.log(logging.ERROR, message, error, exc_info=not says_it_all)
-        else:
-            set_aside_what_stays()
-            metrics.reloads.labels("done").inc()
-            metrics.serving(version(holder.current))
-            logger.info("serving the new bundle %s", version(holder.current))
+    # One thread for all of them: each thread that ever opened a bundle keeps the memory that opening took.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="reloading")
+    run = partial(asyncio.get_running_loop().run_in_executor, thread)
+    try:
+        while True:
+            await asyncio.sleep(every_s)
+            if not await run(holder.is_newer):
+                continue
+            try:
+                await run(holder.reload)
+            except Exception as error:  # noqa: BLE001  whatever is wrong with a new bundle, the old one serves on
+                _tell_failed(error, metrics)
+            else:
+                set_aside_what_stays()
+                metrics.reloads.labels("done").inc()
+                metrics.serving(version(holder.current))
+                logger.info("serving the new bundle %s", version(holder.current))
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _tell_failed(error: Exception, metrics: ServiceMetrics) -> None:
+    metrics.reloads.labels("failed").inc()
+    says_it_all = isinstance(error, RookeryError)
+    message = "the new bundle cannot be opened, the old one stays: %s"
+    logger.log(logging.ERROR, message, error, exc_info=None if says_it_all else error)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -115,3 +116,19 @@ def test_who_has_left_is_not_served():
     squares = Squares(batch_s=0.15)
     run(work, squares, wait_ms=0)
     assert squares.batches == [[0], [2]]
+
+
+def test_nothing_of_a_batch_stays_until_the_next_one():
+    class Asked:
+        """Something that can be seen to be gone."""
+
+    async def work(batcher):
+        item = Asked()
+        gone = weakref.ref(item)
+        await batcher.submit(item, 1)
+        del item
+        for _ in range(20):  # the thread lets go of its work a moment after its result is known
+            await asyncio.sleep(0.01)
+        return gone()
+
+    assert run(work, lambda items: [None] * len(items)) is None

@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +28,7 @@ from small_timeline import write_small_ranker, write_vectors_of
 from rookery.data.engagements import ENGAGEMENTS
 from rookery.errors import DataError
 from rookery.serve import bundle_timeline
-from rookery.serve.bundle_timeline import open_bundle
+from rookery.serve.bundle_timeline import BundleTimeline, open_bundle
 from rookery.serve.messages import ConfigResponse, MapResponse, NeighborsResponse, RankResponse, TimelineResponse
 from rookery.timeline.bundle import attach_metrics, build_bundle
 from rookery.timeline.config import WEIGHT_PRESETS, TimelineConfig
@@ -179,6 +181,26 @@ def test_metrics_that_are_attached_later_are_served(bundle, tmp_path, serve_bund
     wait_until(lambda: client.get("/v1/metrics").json() == {"tables": []})
     (copy / "metrics.json").unlink()
     wait_until(lambda: client.get("/v1/metrics").json() == {})
+
+
+def test_old_bundles_are_freed_and_opened_by_one_thread(bundle, tmp_path, serve_bundle):
+    threads = set()
+
+    def opener(path: Path) -> BundleTimeline:
+        threads.add(threading.current_thread())
+        return open_bundle(path)
+
+    link = tmp_path / "link"
+    link.symlink_to(bundle)
+    application = serve_bundle(link, opener)
+    for number in range(3):
+        ask = {"user_id": "user_3", "k": 5}
+        assert application.client.post("/v1/timeline", json=ask).status_code == 200
+        old = weakref.ref(application.holder.current._timeline)
+        (tmp_path / "turning").symlink_to(shutil.copytree(bundle, tmp_path / f"copy-{number}"))
+        (tmp_path / "turning").replace(link)
+        wait_until(lambda old=old: old() is None)
+    assert len(threads - {threading.current_thread()}) == 1
 
 
 def test_bundles_are_exchanged_under_load_and_every_answer_is_of_one_of_them(parts, bundle, tmp_path):
