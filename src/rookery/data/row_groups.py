@@ -251,11 +251,10 @@ def _unreadable(pieces: Sequence[RowGroupSlice], columns: list[str], error: Exce
                 with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                     parquet.read_row_group(piece.row_group, columns=[column])
             except (pa.ArrowException, OSError) as cause:
-                kind = CorruptRowGroup if _is_damage(cause) else DataError
-                return kind(
-                    f"{file}: row group {piece.row_group}, column {column!r} cannot be decoded ({_one_line(cause)}); "
-                    "write the file again"
-                )
+                what = f"{file}: row group {piece.row_group}, column {column!r} cannot be decoded ({_one_line(cause)})"
+                if _is_damage(cause):
+                    return CorruptRowGroup(f"{what}; write the file again")
+                return DataError(f"{what}; give this process more of what it lacks")
     return DataError(f"{file}: cannot be read ({_one_line(error)}); write the file again")
 
 

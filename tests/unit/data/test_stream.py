@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rookery.data import row_groups
+from rookery.data.row_filter import RowFilter
 from rookery.data.stream import Columns, ParquetStream, StreamPosition
 from rookery.errors import DataError
 
@@ -86,6 +89,41 @@ def test_the_order_never_changes(tmp_path: Path) -> None:
         [7, 20, 6, 23, 4, 5, 21, 22],
         [8, 2, 11, 0, 10, 9, 3, 1],
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({"batch_size": 9, "seed": 5, "buffer_rows": 30}, "387f23f7b4d66cd8"),
+        ({"batch_size": 9, "seed": 5}, "b9b5f9be1f612d8d"),
+        ({"batch_size": 9, "seed": 5, "buffer_rows": 30, "shuffle": False}, "5e1e1e4fff7ff737"),
+        ({"batch_size": 7, "seed": 2**40 + 3, "buffer_rows": 30}, "400605090b47ba68"),
+        ({"batch_size": 7, "seed": 0, "buffer_rows": 30}, "766bc99eeb9056b3"),
+        (
+            {
+                "batch_size": 4,
+                "seed": 2,
+                "buffer_rows": 25,
+                "offset": 7,
+                "limit": 80,
+                "where": RowFilter("row", 3, 120),
+            },
+            "706d550e143b93d2",
+        ),
+        ({"batch_size": 50, "seed": 2, "buffer_bytes": 16 * 40}, "8346c6c85acd14bf"),
+    ],
+    ids=["buffers", "one buffer", "file order", "large seed", "seed 0", "selected", "by bytes"],
+)
+def test_one_lane_has_the_order_from_before_there_were_lanes(
+    tmp_path: Path, options: dict[str, Any], digest: str
+) -> None:
+    files = write_files(tmp_path, [55, 0, 45, 31], 10)
+    found = hashlib.sha256()
+    for batch in ParquetStream(files, ["row", "pair"], num_epochs=3, **{"shuffle": True, **options}):
+        found.update(len(batch["row"]).to_bytes(8, "little"))
+        found.update(batch["row"].numpy().astype("<i8").tobytes())
+        found.update(batch["pair"].numpy().astype("<f4").tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_a_buffer_is_bounded_by_bytes_where_rows_are_wide(tmp_path: Path) -> None:
