@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ from torch import Tensor
 
 from rookery.optim.config import Adagrad, Adam, OptimizerConfig, RowwiseAdagrad, Sgd
 from rookery.parallel import world
+from rookery.parallel.config import ShardingConfig
+from rookery.tables.backends import describe_plan, make_tables
 from rookery.tables.local import LocalTables
+from rookery.tables.plan import WorldShape
 from rookery.tables.protocol import TableBackend, TableSpec
+from rookery.tables.shards import parts_of, whole
 
 SEED = 7
 NUM_STEPS = 50
@@ -83,8 +89,8 @@ def move(tables: TableBackend, batch: Batch) -> None:
 
 def train(tables: TableBackend, steps: range, micro_batches: int = 1) -> None:
     for step in steps:
-        for name in ("user", "items", "topic"):
-            tables.set_learning_rate(name, 0.1 / (1 + step))
+        for spec in tables.specs:
+            tables.set_learning_rate(spec.name, 0.1 / (1 + step))
         batch = share(global_batch(step, list(tables.specs)), step, world.rank(), world.world_size())
         if micro_batches > 1:
             tables.set_accumulating((step + 1) % micro_batches > 0)
@@ -108,7 +114,7 @@ def local_bits() -> list[Arrays]:
     results = []
     for name, dtype, micro_batches in LOCAL_CASES:
         tables = LocalTables(table_specs(OPTIMIZERS[name], dtype, max_norm=1.0), seed=SEED)
-        train(tables, range(15), micro_batches)
+        train(tables, range(9), micro_batches)
         state = {**tables.weights(), **tables.optimizer_state()}
         results.append({key: bits(tensor) for key, tensor in state.items()})
     return results
@@ -134,3 +140,164 @@ def look_up_nothing() -> str:
 
 def test_a_rank_that_names_no_table_is_told_to() -> None:
     assert all("names its tables with 0 ids" in message for message in run_ranks(2, look_up_nothing))
+
+
+needs_torchrec = pytest.mark.skipif(
+    importlib.util.find_spec("torchrec") is None or importlib.util.find_spec("fbgemm_gpu") is None,
+    reason="needs the cluster extra",
+)
+FUSED = ("sgd", "adagrad", "rowwise_adagrad")
+KINDS = ("row_wise", "table_wise", "column_wise", "table_row_wise", "data_parallel", "auto")
+# Every kind that there is with every optimizer that fbgemm has, as tables of one run.
+COMBINED = {
+    f"{kind} {name}": (kind, name)
+    for kind in KINDS
+    for name in FUSED
+    if (kind, name) != ("column_wise", "rowwise_adagrad")
+}
+SHARDING = ShardingConfig(tables={table: kind for table, (kind, _) in COMBINED.items()})
+
+
+def combined_specs() -> list[TableSpec]:
+    return [
+        TableSpec(table, (31, 10, 7)[number % 3], (48, 96)[number % 2], torch.float32, OPTIMIZERS[name], init_scale=0.5)
+        for number, (table, (_, name)) in enumerate(COMBINED.items())
+    ]
+
+
+def all_by(kind: str) -> ShardingConfig:
+    return ShardingConfig.model_validate({"default": kind})
+
+
+def numbers(tables: TableBackend) -> Arrays:
+    """Weights and optimizer state, whole."""
+    weights = {spec.name: tables.rows(spec.name) for spec in tables.specs}
+    state = {key: whole(tensor) for key, tensor in tables.optimizer_state().items()}
+    return {key: tensor.detach().numpy().copy() for key, tensor in {**weights, **state}.items()}
+
+
+def assert_near(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for key, array in found.items():
+        np.testing.assert_allclose(array, expected[key], rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def sharded_numbers() -> Arrays:
+    tables = make_tables("torchrec", combined_specs(), seed=SEED, sharding=SHARDING)
+    train(tables, range(NUM_STEPS))
+    return numbers(tables)
+
+
+def local_numbers(specs: list[TableSpec], num_steps: int = NUM_STEPS) -> Arrays:
+    tables = LocalTables(specs, seed=SEED)
+    train(tables, range(num_steps))
+    return numbers(tables)
+
+
+@needs_torchrec
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_kind_moves_as_local_tables_of_one_process(world_size: int) -> None:
+    alone, start = local_numbers(combined_specs()), local_numbers(combined_specs(), 0)
+    assert all(np.abs(alone[table] - start[table]).max() > 0.1 for table in COMBINED)
+    for each in run_ranks(world_size, sharded_numbers):
+        assert_near(each, alone)
+
+
+def over_two_machines() -> tuple[Arrays, list[int]]:
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    sharding = all_by("table_row_wise")
+    tables = make_tables("torchrec", table_specs(OPTIMIZERS["adagrad"]), seed=SEED, sharding=sharding)
+    train(tables, range(20))
+    return numbers(tables), [len(parts_of(weight)) for weight in tables.weights().values()]
+
+
+@needs_torchrec
+def test_table_row_wise_keeps_a_table_on_one_machine() -> None:
+    expected = local_numbers(table_specs(OPTIMIZERS["adagrad"]), 20)
+    results = run_ranks(4, over_two_machines)
+    for found, _ in results:
+        assert_near(found, expected)
+    # user is the largest table and goes to the first machine, the others to the second.
+    assert [num_parts for _, num_parts in results] == [[1, 0, 0], [1, 0, 0], [0, 1, 1], [0, 1, 1]]
+
+
+class Slices(dict[str, Tensor]):
+    """Whole tensors of which one may ask parts alone."""
+
+    def part(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        for dimension, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+            assert offset + size <= self.get(name).shape[dimension]
+        return self.get(name)[tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))]
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise AssertionError(f"{name} is read whole")
+
+
+def moved_between_kinds(sources: tuple[str, ...], targets: tuple[str, ...]) -> list[Arrays]:
+    results = []
+    for source, target in zip(sources, targets, strict=True):
+        for sliced in (False, True):
+            specs = table_specs(OPTIMIZERS["adagrad"])
+            first = make_tables("torchrec", specs, seed=SEED, sharding=all_by(source))
+            second = make_tables("torchrec", specs, seed=SEED + 1, sharding=all_by(target))
+            train(first, range(5))
+            weights = {name: whole(tensor).clone() for name, tensor in first.weights().items()}
+            state = {name: whole(tensor).clone() for name, tensor in first.optimizer_state().items()}
+            second.load_weights(Slices(weights) if sliced else weights)
+            second.load_optimizer_state(Slices(state) if sliced else state)
+            train(second, range(5, 10))
+            results.append(numbers(second))
+    return results
+
+
+@needs_torchrec
+def test_state_of_one_kind_goes_on_in_another() -> None:
+    kinds = ("row_wise", "table_wise", "column_wise", "table_row_wise")
+    expected = local_numbers(table_specs(OPTIMIZERS["adagrad"]), 10)
+    for each in run_ranks(3, moved_between_kinds, kinds, kinds[1:] + kinds[:1]):
+        for found in each:
+            assert_near(found, expected)
+
+
+def held_bytes() -> tuple[dict[str, int], dict[str, int], bool]:
+    """What this rank has of weights and state, and whether training moves these very tensors."""
+    tables = make_tables("torchrec", combined_specs(), seed=SEED, sharding=SHARDING)
+    held = {**tables.weights(), **tables.optimizer_state()}
+    parts = {key: [part for _, part in parts_of(tensor)] for key, tensor in held.items()}
+    before = {key: [part.clone() for part in mine] for key, mine in parts.items()}
+    train(tables, range(3))
+    moved = all(not torch.equal(part, was) for key in parts for part, was in zip(parts[key], before[key], strict=True))
+    num_bytes = {key: sum(part.nbytes for part in mine) for key, mine in parts.items()}
+    weights = {table: num_bytes[table] for table in COMBINED}
+    return weights, {table: num_bytes.get(f"{table}.sum", 0) for table in COMBINED}, moved
+
+
+@needs_torchrec
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_plan_says_what_each_rank_holds(world_size: int) -> None:
+    ranks = run_ranks(world_size, held_bytes)
+    plan = describe_plan("torchrec", combined_specs(), SHARDING, WorldShape(world_size, world_size))
+    assert [row.table for row in plan] == list(COMBINED)
+    for row in plan:
+        assert [weights[row.table] for weights, _, _ in ranks] == list(row.weight_bytes), row
+        assert [state[row.table] for _, state, _ in ranks] == list(row.optimizer_bytes), row
+        assert row.ranks == tuple(rank for rank in range(world_size) if row.weight_bytes[rank])
+        assert row.kernel == ("local" if row.table.startswith("data_parallel") else "fused")
+        assert row.kind == COMBINED[row.table][0] or COMBINED[row.table][0] == "auto"
+    assert all(moved for _, _, moved in ranks)
+
+
+def ids_out_of_range() -> list[str]:
+    tables = make_tables("torchrec", table_specs(OPTIMIZERS["sgd"]), seed=SEED, sharding=all_by("row_wise"))
+    messages = []
+    for row in (31, -1, 10**12):
+        with pytest.raises(IndexError) as caught:
+            tables.lookup({"user": torch.tensor([0, row])})
+        messages.append(str(caught.value))
+    return messages
+
+
+@needs_torchrec
+def test_an_id_out_of_range_is_no_row_of_another_rank() -> None:
+    for messages in run_ranks(2, ids_out_of_range):
+        assert messages == [f"table user has 31 rows, asked for {row}" for row in (31, -1, 10**12)]

@@ -14,7 +14,9 @@ from typing import Any
 
 _SERVER = mp.get_context("forkserver")
 # Imported once by the server that the ranks are forked from.
-_SERVER.set_forkserver_preload(["torch", "torch.distributed", "rookery.tables.local", "rookery.parallel.world"])
+_SERVER.set_forkserver_preload(
+    ["torch", "torch.distributed", "rookery.tables.local", "rookery.parallel.world", "rookery.tables.torchrec"]
+)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 120.0) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Process groups. So far the one that a single process makes with itself."""
+"""The process group that torchrec wants also of a process that trains alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
-def single_process_group() -> ProcessGroup:
+def default_process_group() -> ProcessGroup:
     """The default process group; where there is none yet, a gloo group of this process alone, closed at exit.
 
     Ranks meet in a store in memory, so no port has to be chosen. gloo opens a listening socket even for one

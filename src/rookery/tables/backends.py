@@ -9,7 +9,17 @@ from typing import Literal
 import torch
 
 from rookery.errors import ConfigError, MissingExtra
+from rookery.parallel.config import ShardingConfig
+from rookery.parallel.world import local_world_size, world_size
+from rookery.tables.composite import CompositeTables
 from rookery.tables.local import LocalTables
+from rookery.tables.plan import (
+    TablePlan,
+    WorldShape,
+    replicated_plan,
+    replicated_refusals,
+    sharding_refusals,
+)
 from rookery.tables.protocol import TableBackend, TableSpec
 
 BackendName = Literal["local", "torchrec"]
@@ -24,11 +34,17 @@ _TORCHREC_COMMANDS = """\
 
 
 def make_tables(
-    backend: BackendName, specs: Sequence[TableSpec], *, seed: int, device: torch.device | None = None
+    backend: BackendName,
+    specs: Sequence[TableSpec],
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    sharding: ShardingConfig | None = None,
 ) -> TableBackend:
-    """The tables of a run behind one back end, with rows drawn from ``seed`` (the same rows in every back end).
+    """The tables of a run behind one back end, with rows drawn from ``seed``: the same in every back end and world.
 
-    ``device`` defaults to the CPU. Raises ``MissingExtra`` or ``ConfigError`` where the back end cannot serve them.
+    ``device`` defaults to the CPU, ``sharding``, of which the local back end reads nothing, to row-wise. Of several
+    processes all call it together. Raises ``MissingExtra`` or ``ConfigError`` where the back end cannot serve them.
     """
     if backend == "local":
         return LocalTables(specs, seed=seed, device=device)
@@ -37,9 +53,44 @@ def make_tables(
         raise ConfigError(
             f"runtime.device={device.type}: the torchrec back end runs on CPU so far; set it to cpu, or {_USE_LOCAL}"
         )
+    sharding, shape = sharding or ShardingConfig(), WorldShape(world_size(), local_world_size())
+    problems = table_refusals(backend, specs, sharding=sharding, shape=shape)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    replicated, sharded = _by_holder(backend, specs, sharding)
+    if not sharded:
+        return LocalTables(specs, seed=seed)
     from rookery.tables.torchrec import TorchrecTables  # 2 s to import, and an extra
 
-    return TorchrecTables(specs, seed=seed)
+    tables = TorchrecTables(sharded, seed=seed, sharding=sharding, shape=shape)
+    return CompositeTables(specs, [LocalTables(replicated, seed=seed), tables]) if replicated else tables
+
+
+def describe_plan(
+    backend: BackendName, specs: Sequence[TableSpec], sharding: ShardingConfig, shape: WorldShape
+) -> list[TablePlan]:
+    """Where each table will lie in a world of this shape, without making any. Expects what is not refused.
+
+    A table that is left to torchrec's planner (``auto``) is planned by the chief: of several processes all call it.
+    """
+    replicated, sharded = _by_holder(backend, specs, sharding)
+    plans = {spec.name: replicated_plan(spec, shape.world_size) for spec in replicated}
+    if sharded:
+        from rookery.tables.torchrec_plan import described  # 2 s to import, and an extra
+
+        plans |= {plan.table: plan for plan in described(sharded, sharding, shape)}
+    return [plans[spec.name] for spec in specs]
+
+
+def _by_holder(
+    backend: BackendName, specs: Sequence[TableSpec], sharding: ShardingConfig
+) -> tuple[list[TableSpec], list[TableSpec]]:
+    """The tables that every process holds whole in a local table, and those that torchrec holds.
+
+    torchrec's own data-parallel kernels drop the fused optimizer.
+    """
+    replicated = [spec for spec in specs if backend == "local" or sharding.kind_of(spec.name) == "data_parallel"]
+    return replicated, [spec for spec in specs if spec not in replicated]
 
 
 def require_torchrec() -> None:
@@ -52,13 +103,25 @@ def require_torchrec() -> None:
         )
 
 
-def torchrec_refusals(specs: Sequence[TableSpec], *, gradient_accumulation: int = 1) -> list[str]:
-    """What the torchrec back end cannot do of what is asked: a line each with field, value, reason and remedy.
+def table_refusals(
+    backend: BackendName,
+    specs: Sequence[TableSpec],
+    *,
+    gradient_accumulation: int = 1,
+    sharding: ShardingConfig | None = None,
+    shape: WorldShape | None = None,
+) -> list[str]:
+    """What a back end cannot do of what is asked: a line each with field, value, reason and remedy.
 
-    Each limit was found by running torchrec 1.8.0 with fbgemm 1.8.0 on CPU; ``docs/tables.md`` has the list.
+    ``sharding`` defaults to the back end's own, ``shape`` to a process alone. ``docs/tables.md`` has the list.
     """
-    problems = [f"{_FIELDS}.tables.{spec.name}.{problem}" for spec in specs for problem in _table_refusals(spec)]
-    if gradient_accumulation > 1:
+    sharding, shape = sharding or ShardingConfig(), shape or WorldShape()
+    if backend == "local":
+        return replicated_refusals(specs, sharding)
+    _, sharded = _by_holder(backend, specs, sharding)
+    problems = [f"{_FIELDS}.tables.{spec.name}.{problem}" for spec in sharded for problem in _table_refusals(spec)]
+    problems += sharding_refusals(specs, sharding, shape)
+    if gradient_accumulation > 1 and sharded:
         problems.append(
             f"training.gradient_accumulation={gradient_accumulation}: the torchrec back end moves its rows in every "
             f"backward pass and cannot collect gradients; set it to 1 with larger batches, or {_USE_LOCAL}"
@@ -66,11 +129,9 @@ def torchrec_refusals(specs: Sequence[TableSpec], *, gradient_accumulation: int 
     return problems
 
 
-def refuse_torchrec(specs: Sequence[TableSpec]) -> None:
-    """Raise ``ConfigError`` with every line of ``torchrec_refusals``, if there is one."""
-    problems = torchrec_refusals(specs)
-    if problems:
-        raise ConfigError("\n".join(problems))
+def torchrec_refusals(specs: Sequence[TableSpec], *, gradient_accumulation: int = 1) -> list[str]:
+    """``table_refusals`` of the torchrec back end in a process alone, sharded as it does by itself."""
+    return table_refusals("torchrec", specs, gradient_accumulation=gradient_accumulation)
 
 
 def _table_refusals(spec: TableSpec) -> list[str]:

@@ -69,10 +69,12 @@ class _LocalTable:
         return state
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.state.items():
-            tensor.copy_(tensors[name])
-        if "rounding" in tensors:
-            self._rounding.set_state(tensors["rounding"])
+        """Take ``<table>.<state>`` from ``tensors``."""
+        for key, tensor in self.state.items():
+            tensor.copy_(tensors[f"{self.spec.name}.{key}"])
+        rounding = f"{self.spec.name}.rounding"
+        if rounding in tensors:
+            self._rounding.set_state(tensors[rounding])
 
 
 def sum_by_row(ids: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,8 +198,5 @@ class LocalTables:
             table.weight.copy_(tensors[name])
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, table in self._tables.items():
-            prefix = f"{name}."
-            table.load_optimizer_state(
-                {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            )
+        for table in self._tables.values():
+            table.load_optimizer_state(tensors)

@@ -1,99 +1,102 @@
 """The ``torchrec`` back end: ``EmbeddingBagCollection`` under ``DistributedModelParallel``, optimizer in backward.
 
 Every id is a bag of length 1 with sum pooling, which fbgemm's kernels serve faster than their unpooled lookup.
-A table has a collection, and so a kernel, of its own: kernels are shared by tables with equal optimizer
-settings, and a shared kernel has one learning rate. Sharding is row-wise with the fused kernel, never left
-to the planner, which picks data-parallel and with it drops the optimizer. ``backends.refuse_torchrec`` lists what this
-back end cannot do. Linux only; needs the ``cluster`` extra.
+``torchrec_plan`` says how tables lie over the processes, ``backends.torchrec_refusals`` what this back end cannot do.
+Linux only; needs the ``cluster`` extra.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from rookery.optim.config import OptimizerConfig
 from rookery.optim.schedules import optimizer_schedule
-from rookery.parallel.process_group import single_process_group
-from rookery.tables.backends import refuse_torchrec
+from rookery.parallel.config import ShardingConfig
+from rookery.parallel.process_group import default_process_group
+from rookery.parallel.world import all_max, world_size
+from rookery.tables.plan import WorldShape
 from rookery.tables.protocol import TableSpec, initial_weight
+from rookery.tables.shards import Part, fill, held, whole
+from rookery.tables.together import tied, with_absent
+from rookery.tables.torchrec_plan import SHARDER, Collections, inner_name, quiet, sharding_plan
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what torchrec says of its own use of torch: nobody who reads it could act on it."""
-    fx_log = logging.getLogger("torch.fx._symbolic_trace")
-    level = fx_log.level
-    fx_log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-            yield
-    finally:
-        fx_log.setLevel(level)
-
-
-with _quiet():
-    from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
-    from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+with quiet():
+    from torchrec.distributed.comm_ops import set_gradient_division
     from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
-    from torchrec.distributed.types import (
-        BoundsCheckMode,
-        EmbeddingModuleShardingPlan,
-        ShardingEnv,
-        ShardingPlan,
-    )
-    from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
-    from torchrec.modules.embedding_modules import EmbeddingBagCollection
-    from torchrec.optim import RowWiseAdagrad
+    from torchrec.distributed.types import ShardingEnv
     from torchrec.optim.keyed import KeyedOptimizer
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-_DATA_TYPES = {torch.float32: DataType.FP32, torch.float16: DataType.FP16}
-# Inside torchrec every table and its only feature have this name: module names exclude some that users like ("items").
-_TABLE = "table"
-_WEIGHT = f"embedding_bags.{_TABLE}.weight"
-_SUM = f"{_TABLE}.momentum1"
-
 
 class TorchrecTables:
-    """Every table of a run in torchrec, at world size 1 on CPU (implements ``TableBackend``).
+    """Every table of a run in torchrec on CPU, over all processes of the world (implements ``TableBackend``).
 
-    Raises ``ConfigError`` for specs that torchrec cannot serve.
+    ``backends.make_tables`` refuses specs that torchrec cannot serve. To start from the same rows in any world, each
+    process draws each table whole, one at a time, and keeps its part.
     """
 
-    def __init__(self, specs: Sequence[TableSpec], *, seed: int) -> None:
-        refuse_torchrec(specs)
+    def __init__(self, specs: Sequence[TableSpec], *, seed: int, sharding: ShardingConfig, shape: WorldShape) -> None:
         self.specs: Sequence[TableSpec] = tuple(specs)
+        self._sizes = {spec.name: spec.num_embeddings for spec in specs}
+        self._inner = {spec.name: inner_name(position) for position, spec in enumerate(specs)}
+        set_gradient_division(False)  # ranks' gradients are summed
+        # torchrec calls them in every lookup and backward pass.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         # fbgemm draws weights, overwritten below, from the global random stream: it must not move.
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            self._sharded = _shard(specs)
-            names = [spec.name for spec in specs]
-            collections = dict(zip(names, self._sharded.module.collections, strict=True))
-            self._weights = {name: _local(module.state_dict()[_WEIGHT]) for name, module in collections.items()}
-            self._optimizers = {name: module.fused_optimizer for name, module in collections.items()}
-            self._state = _optimizer_state(self._optimizers)
+        with quiet(), torch.random.fork_rng(devices=[]):
+            self._sharded = _shard(specs, sharding, shape)
+            collections = dict(zip(self._sizes, self._sharded.module.collections, strict=True))
+            self._optimizers: dict[str, KeyedOptimizer] = {
+                name: module.fused_optimizer for name, module in collections.items()
+            }
+            self._weights = {name: _weight(module, self._inner[name]) for name, module in collections.items()}
+            self._state = {
+                f"{spec.name}.sum": _sum(self._optimizers[spec.name], self._inner[spec.name], spec)
+                for spec in specs
+                if spec.optimizer.sgd is None  # SGD has no state, both kinds of Adagrad have a sum
+            }
             self.lookup({name: torch.empty(0, dtype=torch.int64) for name in collections})  # the first one warns
         for spec in specs:
             # Only now: weights that a collection had before sharding are discarded on CPU without a word.
-            self._weights[spec.name].copy_(initial_weight(spec, seed))
+            fill(self._weights[spec.name], spec.name, {spec.name: initial_weight(spec, seed)})
             self.set_learning_rate(spec.name, optimizer_schedule(spec.optimizer)(0))
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rows = self._sharded({name: _bags_of_one(row_numbers) for name, row_numbers in ids.items()})
-        return {name: values.float() for name, values in rows.items()}
+        if world_size() == 1:
+            return self._rows({name: self._bags(name, row_numbers) for name, row_numbers in ids.items()})
+        for name, row_numbers in ids.items():
+            self._check_range(name, row_numbers)
+        asked = with_absent(ids, tuple(self.specs))
+        # Row-wise kinds exchange blocks of one size: whoever has fewer ids than another rank adds empty bags.
+        most = all_max(torch.tensor([len(row_numbers) for row_numbers in asked.values()])).tolist()
+        bags = {
+            name: self._bags(name, row_numbers, num_bags - len(row_numbers))
+            for (name, row_numbers), num_bags in zip(asked.items(), most, strict=True)
+        }
+        together = tied(self._rows(bags))
+        return {name: together[name][: len(row_numbers)] for name, row_numbers in ids.items()}
+
+    def _rows(self, bags: Mapping[str, KeyedJaggedTensor]) -> dict[str, Tensor]:
+        return {name: values.float() for name, values in self._sharded(bags).items()}
+
+    def _bags(self, name: str, row_numbers: Tensor, num_empty: int = 0) -> KeyedJaggedTensor:
+        """A bag for each id, and empty ones behind them."""
+        lengths = nn.functional.pad(torch.ones_like(row_numbers), (0, num_empty))
+        return KeyedJaggedTensor(keys=[self._inner[name]], values=row_numbers, lengths=lengths)
+
+    def _check_range(self, name: str, row_numbers: Tensor) -> None:
+        """Over several ranks an id out of range would be a row of some other rank (torchrec takes it modulo)."""
+        if len(row_numbers):
+            low, high = (int(bound) for bound in torch.aminmax(row_numbers))
+            if low < 0 or high >= self._sizes[name]:
+                raise IndexError(f"table {name} has {self._sizes[name]} rows, asked for {low if low < 0 else high}")
 
     def rows(self, table: str) -> Tensor:
-        return self._weights[table]
+        return whole(self._weights[table])
 
     def set_learning_rate(self, table: str, learning_rate: float) -> None:
         optimizer = self._optimizers[table]
@@ -112,97 +115,42 @@ class TorchrecTables:
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         for name, weight in self._weights.items():
-            weight.copy_(tensors[name])
+            fill(weight, name, tensors)
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         for name, state in self._state.items():
-            state.copy_(tensors[name])
+            fill(state, name, tensors)
 
 
-class _Collections(nn.Module):
-    """One ``EmbeddingBagCollection`` for each table."""
-
-    def __init__(self, specs: Sequence[TableSpec]) -> None:
-        super().__init__()
-        self.collections = nn.ModuleList(_collection(spec) for spec in specs)
-        self._index = {spec.name: position for position, spec in enumerate(specs)}
-
-    def forward(self, bags: Mapping[str, KeyedJaggedTensor]) -> dict[str, Tensor]:
-        rows = {name: self.collections[self._index[name]](ids) for name, ids in bags.items()}
-        return {name: pooled.values() for name, pooled in rows.items()}
-
-
-def _collection(spec: TableSpec) -> EmbeddingBagCollection:
-    table = EmbeddingBagConfig(
-        name=_TABLE,
-        num_embeddings=spec.num_embeddings,
-        embedding_dim=spec.embedding_dim,
-        feature_names=[_TABLE],
-        pooling=PoolingType.SUM,
-        data_type=_DATA_TYPES[spec.dtype],
-    )
-    collection = EmbeddingBagCollection(tables=[table], device=torch.device("meta"))
-    weight = collection.embedding_bags[_TABLE].weight
-    _apply_optimizer_in_backward(*_fused(spec.optimizer, [weight]), register_hook=False)
-    return collection
-
-
-def _fused(
-    config: OptimizerConfig, parameters: list[nn.Parameter]
-) -> tuple[type[torch.optim.Optimizer], list[nn.Parameter], dict[str, float]]:
-    """The class by which torchrec finds the fused kernel, what it moves, and its settings."""
-    if config.sgd is not None:
-        return torch.optim.SGD, parameters, {"lr": config.sgd.lr}
-    if config.adagrad is not None:
-        return torch.optim.Adagrad, parameters, {"lr": config.adagrad.lr, "eps": config.adagrad.eps}
-    assert config.rowwise_adagrad is not None
-    return RowWiseAdagrad, parameters, {"lr": config.rowwise_adagrad.lr, "eps": config.rowwise_adagrad.eps}
-
-
-def _shard(specs: Sequence[TableSpec]) -> DistributedModelParallel:
-    module, sharder = _Collections(specs), EmbeddingBagCollectionSharder()
-    plan = {
-        f"collections.{position}": _row_wise_plan(collection, sharder)
-        for position, collection in enumerate(module.collections)
-    }
+def _shard(specs: Sequence[TableSpec], sharding: ShardingConfig, shape: WorldShape) -> DistributedModelParallel:
+    module = Collections(specs)
     return DistributedModelParallel(
         module,
-        env=ShardingEnv.from_process_group(single_process_group()),
+        env=ShardingEnv.from_process_group(default_process_group()),
         device=torch.device("cpu"),
-        plan=ShardingPlan(plan),
-        sharders=[sharder],
+        plan=sharding_plan(module, specs, sharding, shape),
+        sharders=[SHARDER],
         init_data_parallel=False,
         init_parameters=False,
     )
 
 
-def _row_wise_plan(
-    collection: EmbeddingBagCollection, sharder: EmbeddingBagCollectionSharder
-) -> EmbeddingModuleShardingPlan:
-    plan = construct_module_sharding_plan(
-        collection,
-        {_TABLE: row_wise(compute_kernel=EmbeddingComputeKernel.FUSED.value)},
-        sharder=sharder,
-        world_size=1,
-        local_size=1,
-        device_type="cpu",
-    )
-    # By default an id out of range is looked up as row 0, with a warning.
-    plan[_TABLE].bounds_check_mode = BoundsCheckMode.FATAL
-    return plan
+def _key(inner: str) -> str:
+    return f"embedding_bags.{inner}.weight"
 
 
-def _bags_of_one(row_numbers: Tensor) -> KeyedJaggedTensor:
-    return KeyedJaggedTensor(keys=[_TABLE], values=row_numbers, lengths=torch.ones_like(row_numbers))
+def _weight(module: nn.Module, inner: str) -> Tensor:
+    sharded = module.state_dict()[_key(inner)]
+    return held(_parts(sharded), sharded.size())
 
 
-def _local(sharded: ShardedTensor) -> Tensor:
-    """The rows of this process as a view; at world size 1 all of them."""
-    (shard,) = sharded.local_shards()
-    return shard.tensor.detach()
+def _sum(optimizer: KeyedOptimizer, inner: str, spec: TableSpec) -> Tensor:
+    """The kernel's sums of squares. torchrec knows of them only on ranks that have a part: ours are known to all."""
+    state = optimizer.state_dict()["state"].get(_key(inner))
+    parts = [] if state is None else _parts(state[f"{inner}.momentum1"])
+    row_wise = spec.optimizer.rowwise_adagrad is not None
+    return held(parts, (spec.num_embeddings,) if row_wise else (spec.num_embeddings, spec.embedding_dim))
 
 
-def _optimizer_state(optimizers: Mapping[str, KeyedOptimizer]) -> dict[str, Tensor]:
-    """Views of the kernels' state under the protocol's keys. SGD has none, both kinds of Adagrad have a sum."""
-    states = {name: optimizer.state_dict()["state"][_WEIGHT] for name, optimizer in optimizers.items()}
-    return {f"{name}.sum": _local(state[_SUM]) for name, state in states.items() if _SUM in state}
+def _parts(sharded: ShardedTensor) -> list[Part]:
+    return [(shard.metadata.shard_offsets, shard.tensor.detach()) for shard in sharded.local_shards()]
