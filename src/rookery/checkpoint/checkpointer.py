@@ -7,12 +7,16 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Literal
+from time import monotonic
+from typing import Literal, TypeVar, cast
 
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from rookery.checkpoint.background import Background, Staging
 from rookery.checkpoint.files import (
     Checkpoint,
     DamagedCheckpoint,
@@ -21,9 +25,12 @@ from rookery.checkpoint.files import (
     read_checkpoint,
     write_atomically,
 )
-from rookery.checkpoint.write import write_checkpoint
-from rookery.errors import RunNotFound, UserError
+from rookery.checkpoint.shards import Groups, held_of
+from rookery.checkpoint.write import write_groups
+from rookery.errors import CheckpointError, RunNotFound, UserError
 from rookery.parallel.world import gather_objects, is_chief, rank, share_object, world_size
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -36,37 +43,80 @@ class Checkpointer:
     """The one owner of "is it time to save", and the one writer of a run's checkpoints.
 
     ``every_n`` None: only when told to (the loop saves at the end). ``max_to_keep`` None: all are kept; the best one is
-    kept in addition.
+    kept in addition. ``asynchronous``: ``save`` returns once the tensors are copied, and a thread writes the copy.
+
+    Several processes make one each, at the same time, and call its methods together; the chief alone prunes and marks.
+    What goes wrong on one of them is raised on all.
     """
 
-    def __init__(self, save_dir: Path, every_n: int | None = None, max_to_keep: int | None = None) -> None:
+    def __init__(
+        self,
+        save_dir: Path,
+        every_n: int | None = None,
+        max_to_keep: int | None = None,
+        *,
+        asynchronous: bool = False,
+    ) -> None:
         self._save_dir = save_dir
         self._every_n = every_n
         self._max_to_keep = max_to_keep
+        # Of its own: a write takes longer than what the step's collectives may, and its thread must not mix with them.
+        self._process_group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._staging = Staging()
+        self._background = Background() if asynchronous else None
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs behind ``step`` steps."""
         return self._every_n is not None and step % self._every_n == 0
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
-        """Write the checkpoint of ``step``, then delete what is no longer to be kept.
+        """Write the checkpoint of ``step``, then delete what is no longer to be kept; return where it will be.
 
-        Checkpoints of later steps go as well: they are damaged ones that the run fell back from.
+        Checkpoints of later steps go as well: they are damaged ones that the run fell back from. Waits for a write that
+        is still under way. Raises ``CheckpointError`` when this one, or that one, could not be written.
         """
+        self.wait()
         folder = _folder(self._save_dir, step)
-        write_checkpoint(folder, step, tensors, state)
-        if is_chief():
-            self._prune(step)
+        groups = held_of(tensors)
+        if self._background is not None:
+            groups, state = self._staging.copy(groups), deepcopy(state)
+        self._do(lambda: self._write(folder, step, groups, state))
         return folder
 
     def mark_best(self, step: int, metric: str, value: float) -> None:
         """Point ``best.json`` to the checkpoint of ``step``; it is kept until another one is the best.
 
-        Nothing happens when that checkpoint is no longer there.
+        Nothing happens when that checkpoint is no longer there. Comes after a write that is under way.
         """
+        self._do(lambda: self._mark(step, json.dumps({"step": step, "metric": metric, "value": value})))
+
+    def wait(self) -> None:
+        """Return when all that was saved is on disk. Raises ``CheckpointError`` when it is not."""
+        background = self._background
+        if background is None or not background.is_awaited:
+            return
+        was_idle, since = background.is_idle, monotonic()
+        _together(background.wait)
+        if not was_idle:
+            logger.info("waited %.1f s for the checkpoint before to be written", monotonic() - since)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._background is None:
+            _together(work)
+        else:
+            self._background.give(work)
+
+    def _write(self, folder: Path, step: int, groups: Groups, state: State) -> None:
+        write_groups(folder, step, groups, state, self._process_group)
+        if is_chief():
+            with _told(self._save_dir / _FOLDER, "old checkpoints could not be deleted"):
+                self._prune(step)
+
+    def _mark(self, step: int, pointer: str) -> None:
         if is_chief() and _folder(self._save_dir, step).exists():
-            pointer = {"step": step, "metric": metric, "value": value}
-            write_atomically(self._save_dir / _FOLDER / _BEST, json.dumps(pointer))
+            file = self._save_dir / _FOLDER / _BEST
+            with _told(file, "the best checkpoint could not be marked"):
+                write_atomically(file, pointer)
 
     def _prune(self, newest: int) -> None:
         for old in self._expired(newest):
@@ -189,15 +239,31 @@ def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "late
 
 def _read_together(folder: Path) -> Checkpoint:
     """Each process compares the sums of its part of the files; what one finds damaged is damaged for all."""
-    damage: DamagedCheckpoint | None = None
+    return _together(lambda: read_checkpoint(folder, rank(), world_size()))
+
+
+def _together(work: Callable[[], T]) -> T:
+    """What ``work`` returns here; where it fails on one process, all raise the same ``CheckpointError``."""
+    result: T | None = None
+    problem: CheckpointError | None = None
     try:
-        checkpoint = read_checkpoint(folder, rank(), world_size())
-    except DamagedCheckpoint as found:
-        damage = found
-    for each in gather_objects(damage):
+        result = work()
+    except CheckpointError as error:
+        problem = error
+    problems = gather_objects(problem)
+    problems[rank()] = problem  # the very one, not what came back of it
+    for each in problems:
         if each is not None:
             raise each
-    return checkpoint
+    return cast("T", result)
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: {what} ({error}); make room or permission there and start again") from error
 
 
 def _read(folder: Path, remedy: str) -> Checkpoint:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,7 @@ from torch.futures import Future
 
 from rookery.checkpoint.draft import Draft
 from rookery.checkpoint.files import OFFSETS, SHARDING, TENSORS
-from rookery.checkpoint.shards import Shards
+from rookery.checkpoint.shards import Groups, Shards
 from rookery.errors import PeerFailed
 from rookery.parallel.world import is_chief, rank
 
@@ -38,9 +38,7 @@ class RanksRefused(OSError):
     """The write failed on some ranks: which, and why. Raised on all."""
 
 
-def write_together(
-    draft: Draft, groups: Mapping[str, Mapping[str, Shards]], process_group: dist.ProcessGroup | None
-) -> None:
+def write_together(draft: Draft, groups: Groups, process_group: dist.ProcessGroup | None) -> None:
     """Write and publish ``draft`` with the shards of all ranks; what several hold, the lowest of them writes.
 
     Raises ``RanksRefused`` where a rank cannot write, ``PeerFailed`` where one is gone.

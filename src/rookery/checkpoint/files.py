@@ -153,15 +153,15 @@ def is_checkpoint(folder: Path) -> bool:
 def read_checkpoint(folder: Path, part: int = 0, num_parts: int = 1) -> Checkpoint:
     """Open a checkpoint after comparing every file with its recorded size and crc32.
 
-    Of ``num_parts`` that share the work, one compares only the files of its ``part``.
+    Of ``num_parts`` that share the work, one compares the state and only those other files that are of its ``part``.
     Raises ``DamagedCheckpoint`` naming the file and what differs.
     """
     try:
         sums = json.loads((folder / CHECKSUMS).read_text())
         # The largest first, in turn: the parts come out about equal.
-        by_size = sorted(sums.items(), key=lambda entry: -int(entry[1]["bytes"]))
-        for name, expected in by_size[part::num_parts]:
-            require_sum(folder / name, expected)
+        by_size = sorted(sums.keys() - {STATE}, key=lambda name: (-int(sums[name]["bytes"]), name))
+        for name in (STATE, *by_size[part::num_parts]):
+            require_sum(folder / name, sums[name])
         state = json.loads((folder / STATE).read_text())
         return Checkpoint(folder, state.pop("step"), state)
     except FileNotFoundError as error:

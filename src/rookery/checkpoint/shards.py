@@ -32,6 +32,15 @@ class Shards:
         return whole
 
 
+Groups = Mapping[str, Mapping[str, Shards]]
+"""What this process holds of each tensor, by group and name."""
+
+
+def held_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> Groups:
+    """What this process holds of ``tensors``; nothing is copied."""
+    return {group: {name: shards_of(tensor) for name, tensor in named.items()} for group, named in tensors.items()}
+
+
 def shards_of(tensor: Tensor) -> Shards:
     """What this process holds of ``tensor``, a plain one or a ``ShardedTensor``; nothing is copied or sent.
 

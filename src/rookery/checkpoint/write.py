@@ -11,12 +11,9 @@ from torch import Tensor
 
 from rookery.checkpoint.draft import Draft
 from rookery.checkpoint.files import TENSORS, State
-from rookery.checkpoint.shards import Shards, shards_of
+from rookery.checkpoint.shards import Groups, held_of
 from rookery.errors import CheckpointError, PeerFailed
 from rookery.parallel.world import is_chief, world_size
-
-Groups = Mapping[str, Mapping[str, Shards]]
-"""What this process holds of each tensor, by group and name."""
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> None:
@@ -28,11 +25,6 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
     processes, and ``PeerFailed`` when one of them is gone.
     """
     write_groups(folder, step, held_of(tensors), state)
-
-
-def held_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> Groups:
-    """What this process holds of ``tensors``; nothing is copied."""
-    return {group: {name: shards_of(tensor) for name, tensor in named.items()} for group, named in tensors.items()}
 
 
 def write_groups(

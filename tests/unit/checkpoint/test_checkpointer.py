@@ -4,11 +4,16 @@ import logging
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from rookery.checkpoint.background import Staging
 from rookery.checkpoint.checkpointer import (
     Checkpointer,
     best_step,
@@ -17,7 +22,9 @@ from rookery.checkpoint.checkpointer import (
     load_checkpoint,
     run_lock,
 )
+from rookery.checkpoint.draft import Draft
 from rookery.checkpoint.files import DamagedCheckpoint
+from rookery.checkpoint.shards import held_of
 from rookery.errors import CheckpointError, RunNotFound, UserError
 
 
@@ -68,6 +75,130 @@ def test_what_is_later_than_the_newest_save_goes(tmp_path: Path) -> None:
     damage(tmp_path, 20)
     save(checkpointer, 15)
     assert checkpoint_steps(tmp_path) == [15]
+
+
+class TestAsynchronous:
+    def test_what_is_stored_is_of_the_save_not_of_what_came_after(self, tmp_path: Path) -> None:
+        checkpointer = Checkpointer(tmp_path, asynchronous=True)
+        weight, state = torch.zeros(1000), {"stream": {"epoch": 0}}
+        for step in (5, 10, 15):
+            weight.fill_(step)
+            state["stream"]["epoch"] = step
+            checkpointer.save(step, {"model": {"weight": weight}}, state)
+            weight.zero_()
+            state["stream"]["epoch"] = 0
+        checkpointer.wait()
+        for step in (5, 10, 15):
+            checkpoint = load_checkpoint(tmp_path, step)
+            assert checkpoint.tensors("model")["weight"].tolist() == [step] * 1000
+            assert checkpoint.state == {"stream": {"epoch": step}}
+
+    def test_it_is_seen_when_it_is_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        may_go_on = threading.Event()
+        publish = Draft.publish
+
+        def waits(*arguments: Any) -> None:
+            assert may_go_on.wait(10)
+            publish(*arguments)
+
+        monkeypatch.setattr(Draft, "publish", waits)
+        checkpointer = Checkpointer(tmp_path, max_to_keep=1, asynchronous=True)
+        save(checkpointer, 5)
+        checkpointer.mark_best(5, "mrr", 0.5)
+        assert (checkpoint_steps(tmp_path), best_step(tmp_path)) == ([], None)
+        may_go_on.set()
+        save(checkpointer, 10, 15)
+        checkpointer.wait()
+        assert (checkpoint_steps(tmp_path), best_step(tmp_path)) == ([5, 15], 5)
+
+    def test_a_wait_for_the_one_before_is_logged(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        begin = Draft.begin
+
+        def slow(draft: Draft) -> None:
+            time.sleep(0.2)
+            begin(draft)
+
+        monkeypatch.setattr(Draft, "begin", slow)
+        checkpointer = Checkpointer(tmp_path, asynchronous=True)
+        with caplog.at_level(logging.INFO):
+            save(checkpointer, 5)
+            assert not caplog.records
+            save(checkpointer, 10)
+            assert [record.getMessage() for record in caplog.records] == [
+                "waited 0.2 s for the checkpoint before to be written"
+            ]
+            checkpointer.wait()
+            checkpointer.wait()
+        assert len(caplog.records) == 2
+
+    @pytest.mark.parametrize("then", ["save", "wait"])
+    def test_what_went_wrong_is_raised_once_by_what_comes_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+    ) -> None:
+        checkpointer = Checkpointer(tmp_path, asynchronous=True)
+        save(checkpointer, 5)
+        checkpointer.wait()
+
+        def refuse(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("rookery.checkpoint.draft.save_file", refuse)
+            save(checkpointer, 10)
+            checkpointer.mark_best(10, "mrr", 0.5)
+            with pytest.raises(CheckpointError, match=r"step 10 could not be written \(.*No space left"):
+                checkpointer.wait() if then == "wait" else save(checkpointer, 15)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000005"]
+        save(checkpointer, 20)
+        checkpointer.wait()
+        assert checkpoint_steps(tmp_path) == [5, 20]
+
+    def test_the_memory_of_a_copy_is_used_again(self) -> None:
+        staging = Staging()
+
+        def addresses(groups: dict[str, dict[str, Tensor]]) -> dict[str, int]:
+            copied = staging.copy(held_of(groups))
+            found = {name: shards.whole() for named in copied.values() for name, shards in named.items()}
+            for group, named in groups.items():
+                assert {name: tensor.tolist() for name, tensor in named.items()} == {
+                    name: found[name].tolist() for name in copied[group]
+                }
+            return {name: tensor.data_ptr() for name, tensor in found.items()}
+
+        first = addresses({"model": {"a": torch.ones(1000), "b": torch.ones(10, 2).T, "gone": torch.ones(3)}})
+        second = addresses(
+            {"model": {"a": torch.zeros(1000), "b": torch.zeros(2, 10)}, "other": {"new": torch.ones(1)}}
+        )
+        assert (first["a"], first["b"]) == (second["a"], second["b"])
+        grown = addresses({"model": {"a": torch.ones(2000), "b": torch.ones(2, 10, dtype=torch.int32)}})
+        assert grown["a"] != second["a"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_save(tmp_path: Path) -> None:
+    save(Checkpointer(tmp_path), 5)
+    left = tmp_path / "checkpoints" / ".step-000000007.writing"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    save(Checkpointer(tmp_path), 10)
+    assert not left.exists()
+    assert checkpoint_steps(tmp_path) == [5, 10]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_mark_that_cannot_be_written_is_told(tmp_path: Path, asynchronous: bool) -> None:
+    checkpointer = Checkpointer(tmp_path, asynchronous=asynchronous)
+    save(checkpointer, 5)
+    checkpointer.wait()
+    (tmp_path / "checkpoints" / "best.json").mkdir()
+
+    def mark() -> None:
+        checkpointer.mark_best(5, "mrr", 0.5)
+        checkpointer.wait()
+
+    with pytest.raises(CheckpointError, match=r"best\.json: the best checkpoint could not be marked \(.*make room"):
+        mark()
 
 
 class TestLoad:

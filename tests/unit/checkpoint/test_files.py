@@ -150,6 +150,23 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     read_checkpoint(tmp_path / "step-1")
 
 
+def test_a_disk_that_fills_up_ends_the_write(tmp_path: Path) -> None:
+    """The file size that the system allows stands in for the room that is left; nothing is reserved ahead."""
+    script = (
+        "import resource, sys, torch; from pathlib import Path; from rookery.checkpoint.write import write_checkpoint\n"
+        "folder = Path(sys.argv[1])\n"
+        "write_checkpoint(folder / 'step-1', 1, {'model': {'a': torch.ones(10)}}, {})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "write_checkpoint(folder / 'step-2', 2, {'model': {'a': torch.ones(10), 'b': torch.ones(1000)}}, {})"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "CheckpointError" in ended.stderr and "step-2: the checkpoint of step 2 could not be written" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert read_checkpoint(tmp_path / "step-1").tensors("model")["a"].sum() == 10
+
+
 def test_atomic_text_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "best.json"
     write_atomically(file, "old")
