@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,11 +49,16 @@ def run_command(command: Callable[[], object]) -> int:
     try:
         command()
     except RookeryError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{_named()}error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _named() -> str:
+    """Of several processes, which one speaks."""
+    return f"[rank {os.environ.get('RANK', '?')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def _json_value(value: Any) -> Any:

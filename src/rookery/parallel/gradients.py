@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,6 +26,8 @@ class SummedGradients:
         self._parallel: DistributedDataParallel | None = None
         if world_size() > 1 and _learns(module):
             assert isinstance(module, nn.Module)
+            # Said of a dimension of size 1, whose stride means nothing.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
             group = dist.new_group()
             assert group is not None
             self._parallel = DistributedDataParallel(

@@ -148,6 +148,12 @@ def on_chief(function: Callable[[], object]) -> None:
         raise PeerFailed(f"rank {rank()}: ends because rank {CHIEF} cannot go on, as it says itself")
 
 
+def is_broken_message(error: RuntimeError) -> bool:
+    """Whether an error of torch's says that a message between processes timed out or lost its other end."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text.lower() or "Connection closed by peer" in text
+
+
 def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Rows ``[n, …]`` of every process, one after another by rank ``[sum n, …]``; ``n`` may differ."""
     if world_size() == 1:

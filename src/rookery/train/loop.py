@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Literal
@@ -21,7 +21,8 @@ from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import TrainingError
 from rookery.parallel.gradients import SummedGradients
-from rookery.parallel.world import gather_objects, is_chief, share_object, world_size
+from rookery.parallel.heartbeat import Heartbeat
+from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
 from rookery.train.agreement import agree
 from rookery.train.best import BestTracker
 from rookery.train.config import RuntimeConfig, TrainingConfig
@@ -30,6 +31,7 @@ from rookery.train.interrupt import Interrupt
 from rookery.train.job import B, Job, Outputs
 from rookery.train.meter import MeanMeter, Stopwatch
 from rookery.train.progress import Progress
+from rookery.train.replay import keep_batches
 from rookery.train.run import Run
 from rookery.train.state import RandomState, check_fit
 
@@ -87,6 +89,8 @@ class _Loop(Generic[B]):
         self._num_examples = 0
         self._loss: float | None = None
         self._interrupt = Interrupt()
+        self._heartbeat = Heartbeat()
+        self._under_way: list[StreamPosition] = []
         self._agreed_signal: str | None = None
         # Of the latest step, for the debug loop alone.
         self._details: dict[str, float] = {}
@@ -128,7 +132,7 @@ class _Loop(Generic[B]):
     def run(self) -> TrainingResult:
         reason = self._reason()
         if reason is None:
-            with ExitStack() as stack:
+            with _told_of_others(self._heartbeat), self._replayable(), ExitStack() as stack:
                 stack.enter_context(self._interrupt)
                 stack.enter_context(self._run.recording(self._step_number))
                 batches = self._batches(stack)
@@ -144,6 +148,15 @@ class _Loop(Generic[B]):
         best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
         signal = self._received if reason == "interrupted" else None
         return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value, signal)
+
+    @contextmanager
+    def _replayable(self) -> Iterator[None]:
+        """Where a loss is not finite, keep the rows that it is of once nothing else reads the stream any more."""
+        try:
+            yield
+        except _NotFinite as error:
+            folder = keep_batches(self._job.stream, error.positions, self._step_number + 1, self._run.save_dir)
+            raise TrainingError(f"{error} The rows of that step are in {folder}.") from error
 
     def _reason(self) -> Literal["finished", "early_stopping", "interrupted"] | None:
         """Why no further step is taken, None while there is one to take."""
@@ -169,7 +182,7 @@ class _Loop(Generic[B]):
             per_epoch = self._job.stream.batches_per_epoch
             done = self._position.epoch * per_epoch + self._position.num_batches
             wanted = min(wanted, self._config.num_epochs * per_epoch - done)
-        with self._stopwatch.part("data"):
+        with self._part("data"):
             micro_batches = list(islice(batches, wanted))
         if len(micro_batches) < wanted:
             raise TrainingError(
@@ -183,20 +196,21 @@ class _Loop(Generic[B]):
         job, step, num_micro_steps = self._job, self._step_number, len(micro_batches)
         for rate in job.learning_rates:
             rate.apply(rate.schedule(step))
+        self._under_way = [prepared.position for prepared in micro_batches]
         for micro_step, prepared in enumerate(micro_batches):
             job.model.begin_step(step, micro_step, num_micro_steps)
             with self._model.collecting(micro_step + 1 < num_micro_steps):
-                with self._stopwatch.part("forward"), self._autocast():
+                with self._part("forward"), self._autocast():
                     loss, outputs = self._model(prepared.batch)
                 self._count(loss, outputs, 1 / num_micro_steps)
                 # Before the backward pass: it moves the tables.
                 self._agree(reads_loss=self._reads_every_loss or self._is_watched(step + 1))
-                with self._stopwatch.part("backward"):
+                with self._part("backward"):
                     (loss / num_micro_steps).backward()
         if self._debug:
             self._details = gradient_norms(job.model)
             self._outputs = outputs
-        with self._stopwatch.part("optimizer"):
+        with self._part("optimizer"):
             for optimizer in job.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -228,6 +242,11 @@ class _Loop(Generic[B]):
         self._agreed_signal = verdict.signal
         if not verdict.is_finite:
             raise self._not_finite()
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        with self._heartbeat.at(self._step_number + 1, name), self._stopwatch.part(name):
+            yield
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._job.device.type, torch.bfloat16, enabled=self._runtime.enable_amp)
@@ -293,7 +312,7 @@ class _Loop(Generic[B]):
         devices = [self._job.device] if self._job.device.type == "cuda" else []
         self._job.model.train(False)
         # A fork: validating more often must not change what is learned.
-        with self._stopwatch.part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
+        with self._part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
             metrics = share_object(dict(self._job.validate()))
         self._job.model.train()
         self._to_sinks({f"validation/{name}": value for name, value in metrics.items()})
@@ -324,7 +343,7 @@ class _Loop(Generic[B]):
             },
         }
         tensors = {group: each.tensors() for group, each in self._states.items()}
-        with self._stopwatch.part("checkpoint"):
+        with self._part("checkpoint"):
             self._run.checkpointer.save(self._step_number, tensors, state)
         self._saved_step = self._step_number
 
@@ -333,12 +352,38 @@ class _Loop(Generic[B]):
         if best is not None and best.best_step is not None and best.best_value is not None:
             self._run.checkpointer.mark_best(best.best_step, best.metric, best.best_value)
 
-    def _not_finite(self) -> TrainingError:
-        return TrainingError(
+    def _not_finite(self) -> _NotFinite:
+        return _NotFinite(
+            self._under_way,
             f"the loss of step {self._step_number + 1:,} (or of one since the log before) is not finite; "
             f"the newest checkpoint is of step {self._saved_step:,}. Lower the learning rate or look at the data "
-            "of that step with --debug-loop"
+            "of that step with --debug-loop.",
         )
+
+
+class _NotFinite(Exception):
+    """A loss is not finite; ``positions`` are those behind the batches of the step."""
+
+    def __init__(self, positions: Sequence[StreamPosition], message: str) -> None:
+        super().__init__(message)
+        self.positions = positions
+
+
+@contextmanager
+def _told_of_others(heartbeat: Heartbeat) -> Iterator[None]:
+    """Where a message between processes fails, say where each of them is."""
+    with heartbeat:
+        try:
+            yield
+        except RuntimeError as error:
+            if world_size() == 1 or not is_broken_message(error):
+                raise
+            problem = str(error).splitlines()[0]
+            raise TrainingError(
+                f"rank {rank()} waited in vain for the others: {problem}\n{heartbeat.whereabouts()}\n"
+                "the newest checkpoint is whole: start the run again. Of a process that hangs, py-spy dump --pid PID "
+                "shows the line; where it was only slow, raise parallel.timeout_s"
+            ) from error
 
 
 def _total(means: dict[str, float], num_examples: int) -> tuple[dict[str, float], int]:
