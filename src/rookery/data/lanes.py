@@ -117,16 +117,24 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Decoded rows in file order, their permutation, and the digest of each batch's part of them."""
+    """Rows ``start`` to ``stop`` of a lane's epoch: decoded rows in file order, their permutation, and the digest of
+    each batch's part of them.
+    """
 
+    epoch: int
+    start: int
+    stop: int
     columns: dict[str, Tensor]
     sound: Tensor | None
     permutation: Tensor | None
-    digests: np.ndarray
+    digests: list[int]
+
+    def has(self, epoch: int, row: int) -> bool:
+        return epoch == self.epoch and self.start <= row < self.stop
 
     def part(self, number: int, start: int, stop: int) -> Part:
-        """Part ``number`` of the buffer: the rows at ``start`` to ``stop`` of the permutation."""
-        digest = int(self.digests[number])
+        """Part ``number`` of the buffer: rows ``start`` to ``stop`` of the epoch."""
+        start, stop, digest = start - self.start, stop - self.start, self.digests[number]
         if self.sound is not None:
             rows = torch.arange(start, stop) if self.permutation is None else self.permutation[start:stop]
             left = rows[self.sound[rows]]
@@ -150,36 +158,38 @@ class Lane:
         self._num_epochs = num_epochs
         self._whole: tuple[dict[str, Tensor], Tensor | None] | None = None
         self._loading: dict[tuple[int, int], Future[_Buffer]] = {}
-        self._wanted: tuple[int, int] | None = None
+        self._buffer: _Buffer | None = None
 
     def begin(self, epoch: int, batch: int) -> None:
         """Start to decode what a batch needs first: those of all lanes come before what any reads ahead."""
         start, stop = self._layout.span(self.number, batch)
-        if start < stop:
-            self._request((epoch, self._order.locate(epoch, start)[0]))
+        if start < stop and not (self._buffer and self._buffer.has(epoch, start)):
+            self._request((epoch, self._order.locate(epoch, start)))
 
     def parts(self, epoch: int, batch: int) -> list[Part]:
         """The lane's rows of a batch, from one buffer or several; none where its epoch has ended."""
         parts = []
         start, stop = self._layout.span(self.number, batch)
         while start < stop:
-            index, within, size = self._order.locate(epoch, start)
-            num_rows = min(stop - start, size - within)
-            number = batch - (start - within) // self._layout.rows_per_batch[self.number]
-            parts.append(self._buffer(epoch, index).part(number, within, within + num_rows))
-            start += num_rows
+            buffer = self._buffer
+            if buffer is None or not buffer.has(epoch, start):
+                buffer = self._move_to(epoch, self._order.locate(epoch, start))
+            end = min(stop, buffer.stop)
+            number = batch - buffer.start // self._layout.rows_per_batch[self.number]
+            parts.append(buffer.part(number, start, end))
+            start = end
         return parts
 
-    def _buffer(self, epoch: int, index: int) -> _Buffer:
+    def _move_to(self, epoch: int, index: int) -> _Buffer:
         """A decoded buffer; starts decoding the one after it and lets go of all others."""
         wanted = (epoch, index)
-        if wanted != self._wanted:
-            following = (epoch, index + 1) if index + 1 < self._order.num_buffers(epoch) else (epoch + 1, 0)
-            self._loading = {key: loading for key, loading in self._loading.items() if key in (wanted, following)}
-            self._request(wanted)
-            self._request(following)
-            self._wanted = wanted
-        return self._loading[wanted].result()
+        following = (epoch, index + 1) if index + 1 < self._order.num_buffers(epoch) else (epoch + 1, 0)
+        self._buffer = None
+        self._loading = {key: loading for key, loading in self._loading.items() if key in (wanted, following)}
+        self._request(wanted)
+        self._request(following)
+        self._buffer = self._loading[wanted].result()
+        return self._buffer
 
     def _request(self, key: tuple[int, int]) -> None:
         if key not in self._loading and (self._num_epochs is None or key[0] < self._num_epochs):
@@ -187,16 +197,18 @@ class Lane:
 
     def _load(self, epoch: int, index: int) -> _Buffer:
         order = self._order
+        start, stop = order.span(epoch, index)
         permutation = order.permutation(epoch, index)
+        size = self._layout.rows_per_batch[self.number]
         digests = digests_by_part(
             order.row_numbers(epoch, index),
             None if permutation is None else permutation.numpy(),
-            order.part_starts(epoch, index, self._layout.rows_per_batch[self.number]),
+            np.maximum(np.arange(start // size * size, stop, size) - start, 0),
         )
         columns, sound = self._whole or self._read(order.slices(epoch, index))
         if order.num_buffers(epoch) == 1:
             self._whole = columns, sound
-        return _Buffer(columns, sound, permutation, digests)
+        return _Buffer(epoch, start, stop, columns, sound, permutation, digests.tolist())
 
 
 class EpochOrder:
@@ -208,6 +220,7 @@ class EpochOrder:
         self._seed = seed
         self._shuffle = shuffle
         self._buffer_rows = buffer_rows
+        self._row_numbers = np.empty(0, np.int64)
         # Two epochs: the one being read and, at its end, the one decoded ahead.
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
@@ -219,35 +232,34 @@ class EpochOrder:
         return [self._share.slices[number] for number in self._numbers(epoch, index)]
 
     def row_numbers(self, epoch: int, index: int) -> np.ndarray:
-        """The numbers among all rows of the stream (int64) of the rows of a buffer, in file order."""
-        share = self._share
-        return np.concatenate(
-            [
-                np.arange(share.first_rows[number], share.first_rows[number] + share.slices[number].num_rows)
-                for number in self._numbers(epoch, index)
-            ]
-        )
+        """The numbers among all rows of the stream (int64) of the rows of a buffer, in file order.
 
-    def locate(self, epoch: int, row: int) -> tuple[int, int, int]:
-        """The buffer that holds row ``row`` of the epoch, the row's place in it, and the buffer's number of rows."""
-        ends = self._plan(epoch)[1]
-        index = bisect_right(ends, row)
-        start = ends[index - 1] if index else 0
-        return index, row - start, ends[index] - start
+        They hold until the next call: memory that is asked for anew takes most of the time.
+        """
+        pieces = self._numbers(epoch, index)
+        ends = list(accumulate(self._share.slices[piece].num_rows for piece in pieces))
+        if len(self._row_numbers) < ends[-1]:
+            self._row_numbers = np.empty(ends[-1], np.int64)
+        for piece, start, end in zip(pieces, [0, *ends], ends, strict=False):
+            first = self._share.first_rows[piece]
+            self._row_numbers[start:end] = np.arange(first, first + end - start)
+        return self._row_numbers[: ends[-1]]
 
-    def part_starts(self, epoch: int, index: int, rows_per_batch: int) -> np.ndarray:
-        """Where in a buffer's order the rows of each batch begin."""
+    def locate(self, epoch: int, row: int) -> int:
+        """The buffer that holds row ``row`` of the epoch."""
+        return bisect_right(self._plan(epoch)[1], row)
+
+    def span(self, epoch: int, index: int) -> tuple[int, int]:
+        """The rows of the epoch, from and to, that a buffer holds."""
         ends = self._plan(epoch)[1]
-        start = ends[index - 1] if index else 0
-        starts = np.arange(start // rows_per_batch * rows_per_batch, ends[index], rows_per_batch)
-        return np.maximum(starts - start, 0)
+        return ends[index - 1] if index else 0, ends[index]
 
     def permutation(self, epoch: int, index: int) -> Tensor | None:
         """Row numbers ``[rows]`` (int64) within the buffer, None for file order."""
         if not self._shuffle:
             return None
-        num_rows = sum(piece.num_rows for piece in self.slices(epoch, index))
-        return torch.randperm(num_rows, generator=_generator(self._seed, epoch, 1 + index, self.lane))
+        start, stop = self.span(epoch, index)
+        return torch.randperm(stop - start, generator=_generator(self._seed, epoch, 1 + index, self.lane))
 
     def _numbers(self, epoch: int, index: int) -> list[int]:
         return sorted(self._plan(epoch)[0][index])

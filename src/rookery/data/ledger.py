@@ -108,12 +108,13 @@ def mix(numbers: np.ndarray) -> np.ndarray:
     The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
     """
     mixed = numbers.astype(np.uint64)
+    shifted = np.empty_like(mixed)
     mixed += np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(30)
+    mixed ^= np.right_shift(mixed, np.uint64(30), out=shifted)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
     mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
     return mixed
 
 

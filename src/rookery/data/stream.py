@@ -291,13 +291,17 @@ class ParquetStream:
 
     def _enter(self, parts: Sequence[Sequence[Part]]) -> None:
         """Count a batch, by lane, behind which the stream now stands."""
-        skipped = sum(part.skipped for of_lane in parts for part in of_lane)
-        rows = tuple(sum(part.num_rows for part in of_lane) for of_lane in parts)
-        digest = sum(part.digest for of_lane in parts for part in of_lane)
+        digest = skipped = 0
+        rows = [0] * len(parts)
+        for place, of_lane in enumerate(parts):
+            for part in of_lane:
+                rows[place] += part.num_rows
+                digest += part.digest
+                skipped += part.skipped
         self._book.count(self._epoch, sum(rows), digest, skipped)
         if skipped:
             self._short = {key: short for key, short in self._short.items() if key[0] >= self._epoch - 1}
-            self._short[self._epoch, self._num_batches] = rows
+            self._short[self._epoch, self._num_batches] = tuple(rows)
         if self._num_batches == self.batches_per_epoch:
             self._book.finish()
 
