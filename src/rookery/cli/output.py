@@ -32,8 +32,11 @@ JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print exactly
 def emit(result: Mapping[str, Any], as_json: bool, render: Callable[[], RenderableType]) -> None:
     """Print ``result``: one JSON object on stdout if ``as_json``, else what ``render`` makes of it.
 
-    In JSON, numbers that are not finite become null, paths strings, enumerations their values.
+    Of several processes the first one prints. In JSON, numbers that are not finite become null, paths strings,
+    enumerations their values.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         sys.stdout.write(json.dumps(_json_value(result), ensure_ascii=False, allow_nan=False) + "\n")
         return

@@ -7,8 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -38,7 +36,7 @@ class Place:
 
 
 class Heartbeat:
-    """Publishes ``at(step, part)`` once a second, in a thread, in the store that the processes met in.
+    """Publishes what ``enter`` was told once a second, in a thread, in the store that the processes met in.
 
     In a world of one process it does nothing.
     """
@@ -50,16 +48,9 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
         self._seen: dict[int, tuple[str, float]] = {}
 
-    @contextmanager
-    def at(self, step: int, part: str) -> Iterator[None]:
-        """Within, this process is in ``part`` of ``step``."""
-        if self._is_alone:
-            yield
-            return
-        before = self._step, self._part, self._since
+    def enter(self, step: int, part: str) -> None:
+        """From now on this process is in ``part`` of ``step``."""
         self._step, self._part, self._since = step, part, time.monotonic()
-        yield  # after an error it stays where it was
-        self._step, self._part, self._since = before
 
     def __enter__(self) -> Self:
         if not self._is_alone:

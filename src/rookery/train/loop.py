@@ -237,6 +237,7 @@ class _Loop(Generic[B]):
 
     def _agree(self, *, reads_loss: bool) -> None:
         """Go on only if every process can; stop behind this step if one was told to."""
+        self._heartbeat.enter(self._step_number + 1, "agreement")
         is_finite = not reads_loss or self._meter.is_finite("loss")
         verdict = agree(is_finite=is_finite, received=self._interrupt.received)
         self._agreed_signal = verdict.signal
@@ -245,7 +246,8 @@ class _Loop(Generic[B]):
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        with self._heartbeat.at(self._step_number + 1, name), self._stopwatch.part(name):
+        self._heartbeat.enter(self._step_number + 1, name)
+        with self._stopwatch.part(name):
             yield
 
     def _autocast(self) -> torch.autocast:
@@ -286,6 +288,7 @@ class _Loop(Generic[B]):
         return self._logs(step) or self._validates(step) or self._run.checkpointer.due(step)
 
     def _log(self, progress: Progress) -> None:
+        self._heartbeat.enter(self._step_number, "log")
         means, num_examples = _total(self._meter.means(), self._num_examples)
         seconds = self._stopwatch.lap()
         # Validations and checkpoints have cadences of their own; the rate is that of training.
