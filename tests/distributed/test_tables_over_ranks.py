@@ -114,7 +114,7 @@ def local_bits() -> list[Arrays]:
     results = []
     for name, dtype, micro_batches in LOCAL_CASES:
         tables = LocalTables(table_specs(OPTIMIZERS[name], dtype, max_norm=1.0), seed=SEED)
-        train(tables, range(9), micro_batches)
+        train(tables, range(6), micro_batches)
         state = {**tables.weights(), **tables.optimizer_state()}
         results.append({key: bits(tensor) for key, tensor in state.items()})
     return results
@@ -285,6 +285,24 @@ def test_the_plan_says_what_each_rank_holds(world_size: int) -> None:
         assert row.kernel == ("local" if row.table.startswith("data_parallel") else "fused")
         assert row.kind == COMBINED[row.table][0] or COMBINED[row.table][0] == "auto"
     assert all(moved for _, _, moved in ranks)
+
+
+def half_precision() -> Arrays:
+    specs = [
+        TableSpec(kind, 31, 48, torch.float16, OPTIMIZERS["adagrad"], init_scale=0.5)
+        for kind in ("row_wise", "table_wise", "column_wise", "table_row_wise")
+    ]
+    sharding = ShardingConfig.model_validate({"tables": {spec.name: spec.name for spec in specs}})
+    tables = make_tables("torchrec", specs, seed=SEED, sharding=sharding)
+    train(tables, range(20))
+    return numbers(tables)
+
+
+@needs_torchrec
+def test_half_precision_tables_move_as_those_of_one_process() -> None:
+    (alone,) = run_ranks(1, half_precision)
+    for each in run_ranks(3, half_precision):
+        assert_near(each, alone)
 
 
 def ids_out_of_range() -> list[str]:
