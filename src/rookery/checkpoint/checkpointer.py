@@ -69,6 +69,11 @@ class Checkpointer:
         """Whether a checkpoint belongs behind ``step`` steps."""
         return self._every_n is not None and step % self._every_n == 0
 
+    def reserve(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the memory that copies of ``tensors`` need, which else the first ``save`` does while the step waits."""
+        if self._background is not None:
+            self._staging.copy(held_of(tensors))
+
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
         """Write the checkpoint of ``step``, then delete what is no longer to be kept; return where it will be.
 

@@ -81,6 +81,7 @@ class TestAsynchronous:
     def test_what_is_stored_is_of_the_save_not_of_what_came_after(self, tmp_path: Path) -> None:
         checkpointer = Checkpointer(tmp_path, asynchronous=True)
         weight, state = torch.zeros(1000), {"stream": {"epoch": 0}}
+        checkpointer.reserve({"model": {"weight": weight}})
         for step in (5, 10, 15):
             weight.fill_(step)
             state["stream"]["epoch"] = step
