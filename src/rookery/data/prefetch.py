@@ -36,7 +36,7 @@ def prepare(stream: BatchStream, transform: Transform[T]) -> Iterator[Prepared[T
     """The stream's batches, transformed, each with its position and ledger."""
     for columns in stream:
         position, ledger = stream.position(), stream.ledger()
-        num_rows = next(iter(columns.values())).shape[0]
+        num_rows = sum(stream.lane_rows(position))
         yield Prepared(transform(columns, position), position, num_rows, ledger)
 
 

@@ -9,21 +9,22 @@ so a position is three numbers and a seek reads one buffer a lane.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rookery.data.columns import ColumnRequest, ColumnType
 from rookery.data.lanes import (
     BatchLayout,
     EpochOrder,
     Lane,
-    Part,
     deal,
     in_file_order,
     lanes_of_rank,
@@ -128,7 +129,123 @@ class BatchStream(Protocol):
         ...
 
 
-class ParquetStream:
+class LaneRows(NamedTuple):
+    """Rows of some lanes of one batch: columns lane after lane, the number of rows of each lane, the digest of their
+    numbers, and how many more were left out as not decodable.
+    """
+
+    columns: Columns
+    rows: tuple[int, ...]
+    digest: int
+    skipped: int
+
+
+class LaneStream(ABC):
+    """A stream of lanes, wherever their rows come from: its place, its ledger, the sizes of its batches."""
+
+    def __init__(
+        self, layout: BatchLayout, lanes: tuple[int, ...], batch_size: int, seed: int, num_epochs: int | None
+    ) -> None:
+        self.layout = layout
+        self.lanes = lanes
+        self.batch_size = batch_size
+        self.num_rows = sum(layout.num_rows)
+        self.num_lanes = len(layout.num_rows)
+        self.num_epochs = num_epochs
+        self.seed = seed
+        self._epoch = 0
+        self._num_batches = 0
+        self._book = LedgerBook(self.num_rows)
+        self._short: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch, the last partial ones included: the same on all ranks."""
+        return self.layout.batches_per_epoch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Columns:
+        epoch, batch = self._epoch, self._num_batches
+        if batch == self.batches_per_epoch:
+            epoch, batch = epoch + 1, 0
+        if self.num_epochs is not None and epoch >= self.num_epochs:
+            raise StopIteration
+        read = self._read(epoch, batch)
+        self._epoch, self._num_batches = epoch, batch + 1
+        self._enter(read)
+        return read.columns
+
+    @abstractmethod
+    def _read(self, epoch: int, batch: int) -> LaneRows:
+        """The rows of ``lanes`` in batch ``batch`` of an epoch, from 0."""
+
+    def position(self) -> StreamPosition:
+        """The place behind the batch that was handed out last."""
+        return StreamPosition(self._epoch, self._num_batches, self.batch_size, self.num_rows, self.seed, self.num_lanes)
+
+    def seek(self, position: StreamPosition) -> None:
+        """Go on behind ``position``, with an empty ledger; the next batch reads the one buffer a lane that it needs.
+
+        Raises ``DataError`` when the position was taken with another batch size, seed or number of rows or lanes.
+        """
+        position.require_order_of(self.position())
+        self._epoch, self._num_batches = position.epoch, position.num_batches
+        self._book.go_to(position.epoch)
+        self._short.clear()
+
+    def lane_rows(self, position: StreamPosition) -> tuple[int, ...]:
+        """Rows of each of this rank's lanes in the batch behind which ``position`` stands, 0 before the first.
+
+        Rows that were left out as not decodable do not count, in the batches of this epoch and the one before.
+        """
+        if position.num_batches == 0:
+            return (0,) * len(self.lanes)
+        short = self._short.get((position.epoch, position.num_batches))
+        return short or tuple(self.layout.rows(lane, position.num_batches - 1) for lane in self.lanes)
+
+    def total_rows(self, position: StreamPosition) -> int:
+        """Rows over all lanes of the batch behind which ``position`` stands, the same on all ranks; 0 before the first.
+
+        Rows that were left out as not decodable count: other ranks do not know of them.
+        """
+        if position.num_batches == 0:
+            return 0
+        return sum(self.layout.rows(lane, position.num_batches - 1) for lane in range(self.num_lanes))
+
+    def ledger(self) -> Ledger:
+        """What this rank handed out in the epoch of ``position()``."""
+        return self._book.current
+
+    def resume_ledger(self, ledger: Ledger) -> None:
+        """Count on from ``ledger``, which was stored with the position that was sought.
+
+        One rank does so with the merged ledger of all; the others count from nothing.
+        """
+        self._book.resume(ledger)
+
+    def expected(self) -> Ledger:
+        """What the ledgers of all ranks merged must account for at the end of an epoch. The first call takes some
+        nanoseconds a row.
+        """
+        return self._book.expected()
+
+    def finished(self) -> list[Ledger]:
+        """What this rank handed out in each epoch that it has finished."""
+        return self._book.finished
+
+    def _enter(self, read: LaneRows) -> None:
+        """Count a batch behind which the stream now stands."""
+        self._book.count(self._epoch, sum(read.rows), read.digest, read.skipped)
+        if read.skipped:
+            self._short = {key: short for key, short in self._short.items() if key[0] >= self._epoch - 1}
+            self._short[self._epoch, self._num_batches] = read.rows
+        if self._num_batches == self.batches_per_epoch:
+            self._book.finish()
+
+
+class ParquetStream(LaneStream):
     """Batches ``{column: tensor}`` of the rows of some Parquet files; an epoch hands out every row once.
 
     Columns of integers or floats become ``[batch]``, fixed-size lists ``[batch, width]``; a ``ColumnRequest`` asks for
@@ -174,26 +291,17 @@ class ParquetStream:
             place = f"{_place(files)} with offset={offset}, limit={limit}" + (f", {where}" if where else "")
             raise DataError(_too_little_to_read(place, len(selected), num_lanes))
         shares = deal(selected, num_lanes)
-        self._layout = BatchLayout([share.num_rows for share in shares], batch_size)
-        self.batch_size = batch_size
-        self.num_rows = sum(self._layout.num_rows)
-        self.num_lanes = num_lanes
-        self.num_epochs = num_epochs
-        self._seed = seed
-        mine = [shares[lane] for lane in lanes_of_rank(num_lanes, rank, world_size)]
+        layout = BatchLayout([share.num_rows for share in shares], batch_size)
+        lanes = lanes_of_rank(num_lanes, rank, world_size)
+        super().__init__(layout, lanes, batch_size, seed, num_epochs)
+        mine = [shares[lane] for lane in lanes]
         self._slices = in_file_order(mine)
         if buffer_bytes is not None:
             buffer_rows = min(buffer_rows, buffer_bytes // bytes_per_row(self._types))
+        self.orders = [EpochOrder(share, seed, shuffle, buffer_rows // num_lanes) for share in mine]
         reader = _Reader(self._types, on_corrupt)
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parquet-stream")
-        self._lanes = [
-            Lane(EpochOrder(share, seed, shuffle, buffer_rows // num_lanes), self._layout, reader, loader, num_epochs)
-            for share in mine
-        ]
-        self._epoch = 0
-        self._num_batches = 0
-        self._book = LedgerBook(self.num_rows)
-        self._short: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._lanes = {order.lane: Lane(order, layout, reader, loader, num_epochs) for order in self.orders}
 
     @property
     def slices(self) -> Sequence[RowGroupSlice]:
@@ -205,92 +313,16 @@ class ParquetStream:
         """What each column became."""
         return self._types
 
-    @property
-    def lanes(self) -> tuple[int, ...]:
-        """The lanes that this rank reads, in the order of their rows in a batch."""
-        return tuple(lane.number for lane in self._lanes)
+    def read(self, lanes: Sequence[int], epoch: int, batch: int) -> LaneRows:
+        """The rows of some of this rank's lanes in a batch, wherever the stream stands.
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of an epoch, the last partial ones included: the same on all ranks."""
-        return self._layout.batches_per_epoch
-
-    def __iter__(self) -> ParquetStream:
-        return self
-
-    def __next__(self) -> Columns:
-        epoch, batch = self._epoch, self._num_batches
-        if batch == self.batches_per_epoch:
-            epoch, batch = epoch + 1, 0
-        if self.num_epochs is not None and epoch >= self.num_epochs:
-            raise StopIteration
-        if len(self._lanes) > 1:
-            for lane in self._lanes:
+        Not from two threads at once for one lane.
+        """
+        chosen = [self._lanes[lane] for lane in lanes]
+        if len(chosen) > 1:
+            for lane in chosen:
                 lane.begin(epoch, batch)
-        parts = [lane.parts(epoch, batch) for lane in self._lanes]
-        self._epoch, self._num_batches = epoch, batch + 1
-        self._enter(parts)
-        return self._joined([part.columns for of_lane in parts for part in of_lane])
-
-    def position(self) -> StreamPosition:
-        """The place behind the batch that was handed out last."""
-        return StreamPosition(
-            self._epoch, self._num_batches, self.batch_size, self.num_rows, self._seed, self.num_lanes
-        )
-
-    def seek(self, position: StreamPosition) -> None:
-        """Go on behind ``position``, with an empty ledger; the next batch reads the one buffer a lane that it needs.
-
-        Raises ``DataError`` when the position was taken with another batch size, seed or number of rows or lanes.
-        """
-        position.require_order_of(self.position())
-        self._epoch, self._num_batches = position.epoch, position.num_batches
-        self._book.go_to(position.epoch)
-        self._short.clear()
-
-    def lane_rows(self, position: StreamPosition) -> tuple[int, ...]:
-        """Rows of each of this rank's lanes in the batch behind which ``position`` stands, 0 before the first.
-
-        Rows that were left out as not decodable do not count, in the batches of this epoch and the one before.
-        """
-        if position.num_batches == 0:
-            return (0,) * len(self._lanes)
-        batch = position.num_batches - 1
-        short = self._short.get((position.epoch, position.num_batches))
-        return short or tuple(self._layout.rows(lane.number, batch) for lane in self._lanes)
-
-    def total_rows(self, position: StreamPosition) -> int:
-        """Rows over all lanes of the batch behind which ``position`` stands, the same on all ranks; 0 before the first.
-
-        Rows that were left out as not decodable count: other ranks do not know of them.
-        """
-        if position.num_batches == 0:
-            return 0
-        return sum(self._layout.rows(lane, position.num_batches - 1) for lane in range(self.num_lanes))
-
-    def ledger(self) -> Ledger:
-        """What this rank handed out in the epoch of ``position()``."""
-        return self._book.current
-
-    def resume_ledger(self, ledger: Ledger) -> None:
-        """Count on from ``ledger``, which was stored with the position that was sought.
-
-        One rank does so with the merged ledger of all; the others count from nothing.
-        """
-        self._book.resume(ledger)
-
-    def expected(self) -> Ledger:
-        """What the ledgers of all ranks merged must account for at the end of an epoch. The first call takes some
-        nanoseconds a row.
-        """
-        return self._book.expected()
-
-    def finished(self) -> list[Ledger]:
-        """What this rank handed out in each epoch that it has finished."""
-        return self._book.finished
-
-    def _enter(self, parts: Sequence[Sequence[Part]]) -> None:
-        """Count a batch, by lane, behind which the stream now stands."""
+        parts = [lane.parts(epoch, batch) for lane in chosen]
         digest = skipped = 0
         rows = [0] * len(parts)
         for place, of_lane in enumerate(parts):
@@ -298,12 +330,11 @@ class ParquetStream:
                 rows[place] += part.num_rows
                 digest += part.digest
                 skipped += part.skipped
-        self._book.count(self._epoch, sum(rows), digest, skipped)
-        if skipped:
-            self._short = {key: short for key, short in self._short.items() if key[0] >= self._epoch - 1}
-            self._short[self._epoch, self._num_batches] = tuple(rows)
-        if self._num_batches == self.batches_per_epoch:
-            self._book.finish()
+        columns = self._joined([part.columns for of_lane in parts for part in of_lane])
+        return LaneRows(columns, tuple(rows), digest, skipped)
+
+    def _read(self, epoch: int, batch: int) -> LaneRows:
+        return self.read(self.lanes, epoch, batch)
 
     def _joined(self, parts: Sequence[Columns]) -> Columns:
         if len(parts) == 1:

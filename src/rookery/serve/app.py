@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import rookery
+from rookery.config.token import Token
 from rookery.serve.bundle import BundleHolder
 from rookery.serve.config import ServeConfig
 from rookery.serve.failures import ErrorResponse, install_failures
@@ -23,7 +24,6 @@ from rookery.serve.metrics import ServiceMetrics
 from rookery.serve.routes import make_router
 from rookery.serve.served import Served
 from rookery.serve.service import Service
-from rookery.serve.token import Token
 
 _PAGE = Path(__file__).with_name("page")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 from pydantic import Field
@@ -57,15 +56,3 @@ class ServeConfig(StrictModel):
     """After SIGTERM ``/readyz`` answers 503 for so long before new connections are refused."""
     stop_s: float = Field(default=30.0, gt=0.0, allow_inf_nan=False)
     """After that requests under way have so long to finish."""
-
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches the service."""
-        return is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is localhost, or one of this machine's own addresses (127.0.0.0/8, ::1)."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

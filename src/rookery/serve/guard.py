@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rookery.serve.config import Limits, is_loopback
+from rookery.config.token import Token, is_loopback
+from rookery.serve.config import Limits
 from rookery.serve.failures import Refused, internal, overloaded
 from rookery.serve.lifecycle import Lifecycle
 from rookery.serve.metrics import ServiceMetrics
-from rookery.serve.token import Token
 
 logger = logging.getLogger(__name__)
 

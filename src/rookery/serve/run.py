@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from rookery.config.token import find_token
 from rookery.errors import ConfigError, RookeryError
 from rookery.serve.app import create_app
 from rookery.serve.bundle import BundleHolder, set_aside_what_stays
@@ -16,7 +17,6 @@ from rookery.serve.config import ServeConfig
 from rookery.serve.lifecycle import Lifecycle
 from rookery.serve.served import Opener, Served
 from rookery.serve.server import Server
-from rookery.serve.token import find_token
 
 _ANOTHER_HOST = "name another with --host (127.0.0.1: this machine alone)"
 _ANOTHER_PORT = "choose another with --port"
@@ -40,7 +40,7 @@ def serve(
     unfit, what ``opener`` raises for the bundle, ``RookeryError`` where the address cannot be listened at.
     """
     _require_address(config)
-    token = find_token(config, environment)
+    token = find_token(config.host, config.token_file, environment)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     holder: BundleHolder[Served] = BundleHolder(bundle, opener)
     set_aside_what_stays()

@@ -209,7 +209,7 @@ def test_data_that_fit_one_buffer_are_decoded_once(tmp_path: Path, monkeypatch: 
 
 def test_at_most_two_buffers_are_held(tmp_path: Path) -> None:
     stream = ParquetStream(write_files(tmp_path, [200], 10), ["row"], 7, seed=5, shuffle=True, buffer_rows=40)
-    (lane,) = stream._lanes
+    (lane,) = stream._lanes.values()
     for _ in itertools.islice(stream, 100):
         assert len(lane._loading) <= 2
 

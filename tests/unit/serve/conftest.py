@@ -17,12 +17,12 @@ from served_fake import FakeTimeline, open_fake, write_bundle
 from small_timeline import SmallParts, write_parts
 from typing_extensions import Self
 
+from rookery.config.token import Token
 from rookery.serve.app import create_app
 from rookery.serve.bundle import BundleHolder
 from rookery.serve.config import ServeConfig
 from rookery.serve.lifecycle import Lifecycle
 from rookery.serve.served import Opener
-from rookery.serve.token import Token
 
 
 class Client:

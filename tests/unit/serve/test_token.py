@@ -6,53 +6,8 @@ from serving import error_code
 from rookery.config.loader import parse_config
 from rookery.errors import ConfigError
 from rookery.serve.config import ServeConfig
-from rookery.serve.token import Token, find_token
 
 SECRET = "0123456789abcdef"
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_needs_no_token(host):
-    assert find_token(ServeConfig(host=host), {}) is None
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
-def test_elsewhere_a_token_is_needed(host):
-    with pytest.raises(ConfigError, match="token_file"):
-        find_token(ServeConfig(host=host), {})
-    assert find_token(ServeConfig(host=host), {"ROOKERY_TOKEN": SECRET}).admits(f"Bearer {SECRET}".encode())
-
-
-def test_a_token_from_a_file(tmp_path):
-    file = tmp_path / "token"
-    file.write_text(SECRET + "\n")
-    assert find_token(ServeConfig(token_file=file), {}).admits(f"bearer {SECRET}".encode())
-    with pytest.raises(ConfigError, match="keep one of the two"):
-        find_token(ServeConfig(token_file=file), {"ROOKERY_TOKEN": SECRET})
-
-
-@pytest.mark.parametrize(
-    "text", ["", "short", "with a space in it, long", "ümlaut-ümlaut-ümlaut", "two\nlines-and-more-text"]
-)
-def test_unfit_tokens_are_refused(tmp_path, text):
-    file = tmp_path / "token"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match="at least 16 printable ASCII"):
-        find_token(ServeConfig(token_file=file), {})
-    with pytest.raises(ConfigError, match="ROOKERY_TOKEN"):
-        find_token(ServeConfig(), {"ROOKERY_TOKEN": text})
-
-
-def test_a_token_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        find_token(ServeConfig(token_file=tmp_path / "absent"), {})
-
-
-@pytest.mark.parametrize(
-    "header", [None, b"", b"Bearer", b"Bearer ", b"Basic 0123456789abcdef", b"Bearer 0123456789abcdeF", SECRET.encode()]
-)
-def test_wrong_headers_are_not_admitted(header):
-    assert not Token(SECRET).admits(header)
 
 
 def test_the_token_guards_the_api_and_the_metrics_alone(start):

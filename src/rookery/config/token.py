@@ -1,14 +1,16 @@
-"""The token that requests carry: from a file or the environment, never from the command line, where others see it."""
+"""Who may reach a server: the token that requests carry, from a file or the environment, never from the command line,
+where others see it; and which addresses this machine alone reaches.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
 from rookery.errors import ConfigError
-from rookery.serve.config import ServeConfig
 
 VARIABLE = "ROOKERY_TOKEN"
 MIN_LENGTH = 16
@@ -27,24 +29,39 @@ class Token:
         return hmac.compare_digest(_digest(guess.strip()), self._digest) and scheme.lower() == b"bearer"
 
 
-def find_token(config: ServeConfig, environment: Mapping[str, str]) -> Token | None:
-    """The configured token, None where only this machine reaches the service and none is given.
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is localhost, or one of this machine's own addresses (127.0.0.0/8, ::1)."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
-    Raises ``ConfigError`` for a token that is missing, too short, not printable ASCII, or given in two ways.
+
+def find_token(host: str, token_file: Path | None, environment: Mapping[str, str]) -> Token | None:
+    """The token of a server at ``host``, None where only this machine reaches it and none is given.
+
+    Raises ``ConfigError`` as ``find_secret`` does, and where a token is missing.
     """
-    given = environment.get(VARIABLE)
-    if config.token_file is not None and given is not None:
-        raise ConfigError(f"token_file={config.token_file}: {VARIABLE} is set, too; keep one of the two")
-    if config.token_file is not None:
-        return Token(_checked(_read(config.token_file), str(config.token_file)))
-    if given is not None:
-        return Token(_checked(given, VARIABLE))
-    if not config.is_loopback():
+    secret = find_secret(token_file, environment)
+    if secret is None and not is_loopback(host):
         raise ConfigError(
-            f"host={config.host}: others can reach this address; name a file with a token (token_file, --token-file), "
+            f"host={host}: others can reach this address; name a file with a token (token_file, --token-file), "
             f"set {VARIABLE}, or leave host out for 127.0.0.1"
         )
-    return None
+    return None if secret is None else Token(secret)
+
+
+def find_secret(token_file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The token itself, None where none is given.
+
+    Raises ``ConfigError`` for a token that is too short, not printable ASCII, or given in two ways.
+    """
+    given = environment.get(VARIABLE)
+    if token_file is not None and given is not None:
+        raise ConfigError(f"token_file={token_file}: {VARIABLE} is set, too; keep one of the two")
+    if token_file is not None:
+        return _checked(_read(token_file), str(token_file))
+    return None if given is None else _checked(given, VARIABLE)
 
 
 def _read(path: Path) -> str:
