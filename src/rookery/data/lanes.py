@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rookery.data.ledger import digests_by_part
+from rookery.data.ledger import RowNumbers, digests_by_part
 from rookery.data.row_groups import RowGroupSlice
 from rookery.errors import DataError
 
@@ -199,16 +199,11 @@ class Lane:
         order = self._order
         start, stop = order.span(epoch, index)
         permutation = order.permutation(epoch, index)
-        size = self._layout.rows_per_batch[self.number]
-        digests = digests_by_part(
-            order.row_numbers(epoch, index),
-            None if permutation is None else permutation.numpy(),
-            np.maximum(np.arange(start // size * size, stop, size) - start, 0),
-        )
+        digests = order.digests(epoch, index, permutation, self._layout.rows_per_batch[self.number])
         columns, sound = self._whole or self._read(order.slices(epoch, index))
         if order.num_buffers(epoch) == 1:
             self._whole = columns, sound
-        return _Buffer(epoch, start, stop, columns, sound, permutation, digests.tolist())
+        return _Buffer(epoch, start, stop, columns, sound, permutation, digests)
 
 
 class EpochOrder:
@@ -220,7 +215,6 @@ class EpochOrder:
         self._seed = seed
         self._shuffle = shuffle
         self._buffer_rows = buffer_rows
-        self._row_numbers = np.empty(0, np.int64)
         # Two epochs: the one being read and, at its end, the one decoded ahead.
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
@@ -231,19 +225,20 @@ class EpochOrder:
         """In file order: the disk is read forwards, and a sole buffer is the same in every epoch."""
         return [self._share.slices[number] for number in self._numbers(epoch, index)]
 
-    def row_numbers(self, epoch: int, index: int) -> np.ndarray:
-        """The numbers among all rows of the stream (int64) of the rows of a buffer, in file order.
-
-        They hold until the next call: memory that is asked for anew takes most of the time.
-        """
+    def row_numbers(self, epoch: int, index: int) -> RowNumbers:
+        """The numbers among all rows of the stream of the rows of a buffer, in file order."""
         pieces = self._numbers(epoch, index)
-        ends = list(accumulate(self._share.slices[piece].num_rows for piece in pieces))
-        if len(self._row_numbers) < ends[-1]:
-            self._row_numbers = np.empty(ends[-1], np.int64)
-        for piece, start, end in zip(pieces, [0, *ends], ends, strict=False):
-            first = self._share.first_rows[piece]
-            self._row_numbers[start:end] = np.arange(first, first + end - start)
-        return self._row_numbers[: ends[-1]]
+        return RowNumbers(
+            [self._share.first_rows[piece] for piece in pieces],
+            [self._share.slices[piece].num_rows for piece in pieces],
+        )
+
+    def digests(self, epoch: int, index: int, permutation: Tensor | None, rows_per_batch: int) -> list[int]:
+        """The digest of what each batch has of a buffer, whose rows come in the order of ``permutation``."""
+        start, stop = self.span(epoch, index)
+        starts = np.arange(start // rows_per_batch * rows_per_batch, stop, rows_per_batch) - start
+        order = None if permutation is None else permutation.numpy()
+        return digests_by_part(self.row_numbers(epoch, index), order, np.maximum(starts, 0))
 
     def locate(self, epoch: int, row: int) -> int:
         """The buffer that holds row ``row`` of the epoch."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import or_
 
 import numpy as np
 
@@ -118,24 +120,46 @@ def mix(numbers: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def digests_by_part(numbers: np.ndarray, order: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
-    """Sums of the mixed ``numbers`` ``[rows]`` (int64, ascending), taken in ``order``, by part, uint64 ``[parts]``.
+class RowNumbers:
+    """Numbers of the rows of some runs, the first of ``sizes[0]`` rows from ``first_rows[0]`` on, laid end to end.
 
-    ``order`` ``[rows]`` are places in ``numbers``, None for their own order; ``starts`` ``[parts]`` are the places in
-    that order at which the parts begin. Modulo 2**64.
+    What a run adds to a row's place is looked up by blocks of 2**k places, the largest that no run begins within: row
+    groups as they are usually written make this a table that stays in the cache, where one by row would not.
     """
-    first, last = int(numbers[0]), int(numbers[-1])
-    # Numbers without a gap need no gather, which takes 5 of 7 ns a row.
-    has_gaps = last - first + 1 != len(numbers)
-    bounds = [*starts.tolist(), len(numbers)]
-    digests = np.empty(len(starts), np.uint64)
-    # Whole parts at a time: what is mixed stays in the cache, and in memory that need not be asked for.
-    num_parts = max(1, _CHUNK_ROWS * len(starts) // len(numbers))
+
+    def __init__(self, first_rows: Sequence[int], sizes: Sequence[int]) -> None:
+        starts: list[int] = []
+        shifts: list[int] = []
+        self.num_rows = 0
+        for first_row, size in zip(first_rows, sizes, strict=True):
+            if not shifts or shifts[-1] != first_row - self.num_rows:
+                starts.append(self.num_rows)
+                shifts.append(first_row - self.num_rows)
+            self.num_rows += size
+        bits_of_starts = reduce(or_, starts)
+        lowest_bit = bits_of_starts & -bits_of_starts
+        self._bits = lowest_bit.bit_length() - 1 if lowest_bit else self.num_rows.bit_length()
+        block_ends = [start >> self._bits for start in starts[1:]] + [((self.num_rows - 1) >> self._bits) + 1]
+        self._shifts = np.repeat(np.array(shifts, np.int64), np.diff(block_ends, prepend=0))
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The numbers (int64) of the rows at some places."""
+        numbers: np.ndarray = self._shifts.take(places >> self._bits)
+        numbers += places
+        return numbers
+
+
+def digests_by_part(numbers: RowNumbers, order: np.ndarray | None, starts: np.ndarray) -> list[int]:
+    """Sums modulo 2**64 of the mixed numbers of the rows, taken in ``order``, of the parts that begin at ``starts``.
+
+    ``order`` are places ``[rows]``, None for their own order.
+    """
+    bounds = [*starts.tolist(), numbers.num_rows]
+    digests: list[int] = []
+    # Whole parts at a time, as many as fit the cache.
+    num_parts = max(1, _CHUNK_ROWS * len(starts) // numbers.num_rows)
     for part in range(0, len(starts), num_parts):
         begin, end = bounds[part], bounds[min(part + num_parts, len(starts))]
-        if order is None:
-            rows = numbers[begin:end]
-        else:
-            rows = numbers.take(order[begin:end]) if has_gaps else order[begin:end] + first
-        digests[part : part + num_parts] = np.add.reduceat(mix(rows), starts[part : part + num_parts] - begin)
+        places = np.arange(begin, end) if order is None else order[begin:end]
+        digests += np.add.reduceat(mix(numbers.at(places)), starts[part : part + num_parts] - begin).tolist()
     return digests

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rookery.data import lanes, ledger
-from rookery.data.ledger import Ledger, LedgerBook, digests_by_part, mix
+from rookery.data.ledger import Ledger, LedgerBook, RowNumbers, digests_by_part, mix
 from rookery.data.stream import ParquetStream
 
 MASK = 2**64 - 1
@@ -38,22 +38,33 @@ def test_the_mix_is_that_of_splitmix64() -> None:
 
 
 @given(
-    gaps=st.lists(st.integers(1, 3), min_size=1, max_size=60),
+    runs=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), min_size=1, max_size=8),
+    unit=st.sampled_from([1, 2, 3, 4, 16]),
     first_size=st.integers(1, 60),
     size=st.integers(1, 60),
     shuffle=st.booleans(),
-    chunk_rows=st.integers(1, 100),
+    chunk_rows=st.integers(1, 300),
 )
 @settings(deadline=None)
-def test_digests_of_parts(gaps: list[int], first_size: int, size: int, shuffle: bool, chunk_rows: int) -> None:
-    numbers = np.cumsum(gaps)
-    order = np.random.default_rng(0).permutation(len(numbers)) if shuffle else None
+def test_digests_of_parts(
+    runs: list[tuple[int, int]], unit: int, first_size: int, size: int, shuffle: bool, chunk_rows: int
+) -> None:
+    """Runs of whole units of rows but for the last, some of which follow on the one before without a gap."""
+    first_rows, sizes, row = [], [], 5
+    for gap, length in runs:
+        first_rows.append(row + gap)
+        sizes.append(length * unit)
+        row += gap + length * unit
+    sizes[-1] -= unit // 2
+    numbers = np.concatenate([np.arange(first, first + size) for first, size in zip(first_rows, sizes, strict=True)])
+    order = np.random.default_rng(0).permutation(len(numbers)) if shuffle else np.arange(len(numbers))
     starts = np.array([0, *range(first_size, len(numbers), size)])
-    in_order = numbers if order is None else numbers[order]
-    expected = [sum(map(naive_mix, part.tolist())) & MASK for part in np.split(in_order, starts[1:])]
+    expected = [sum(map(naive_mix, part.tolist())) & MASK for part in np.split(numbers[order], starts[1:])]
+    row_numbers = RowNumbers(first_rows, sizes)
+    assert row_numbers.at(order).tolist() == numbers[order].tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "_CHUNK_ROWS", chunk_rows)
-        assert digests_by_part(numbers, order, starts).tolist() == expected
+        assert digests_by_part(row_numbers, order if shuffle else None, starts) == expected
 
 
 def test_ledgers_of_ranks_add_up_and_survive_json() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rookery.data.ledger import Ledger
 from rookery.data.stream import Columns
 from rookery.errors import DataError
 from rookery.twhin.planner import CODE_OF_SIDE, PREDICTS
@@ -88,8 +89,44 @@ def test_a_stream_that_seeks_goes_on_as_if_never_interrupted(cut: int) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize(("field", "then"), [("batch_size", 16), ("num_rows", 79), ("seed", 3)])
+@pytest.mark.parametrize(("field", "then"), [("batch_size", 16), ("num_rows", 79), ("seed", 3), ("num_lanes", 2)])
 def test_a_position_of_another_order_is_refused(field: str, then: int) -> None:
     stream = QueryStream(columns_of(40), BOTH, 17, seed=2)
     with pytest.raises(DataError, match=rf"taken with {field}={then}, the stream now has"):
         stream.seek(replace(stream.position(), **{field: then}))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_each_batch_and_account_for_every_row(world_size: int) -> None:
+    alone = QueryStream(columns_of(40), BOTH, 17, seed=2, num_lanes=4)
+    ranks = [
+        QueryStream(columns_of(40), BOTH, 17, seed=2, num_lanes=4, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert [lane for stream in ranks for lane in stream.lanes] == [0, 1, 2, 3]
+    whole = QueryStream(columns_of(40), BOTH, 17, seed=2)
+    for _ in range(2 * alone.batches_per_epoch):
+        expected, parts = next(alone), [next(stream) for stream in ranks]
+        position = alone.position()
+        assert directed(parts) == directed([expected]) == directed(take(whole, 1))
+        for stream, part in zip(ranks, parts, strict=True):
+            assert stream.position() == position
+            assert sum(stream.lane_rows(position)) == len(part["lhs"])
+            assert stream.total_rows(position) == len(expected["lhs"])
+    for epoch in range(2):
+        merged = Ledger.merged([stream.finished()[epoch] for stream in ranks])
+        assert merged == alone.finished()[epoch]
+        assert merged.accounts_for(alone.expected())
+
+
+def test_a_ledger_goes_on_and_shows_a_batch_that_is_doubled() -> None:
+    whole = QueryStream(columns_of(40), BOTH, 17, seed=2)
+    start = whole.position()
+    assert (whole.total_rows(start), whole.lane_rows(start)) == (0, (0,))
+    take(whole, 2)
+    for back in (0, 1):
+        resumed = QueryStream(columns_of(40), BOTH, 17, seed=2)
+        resumed.seek(replace(whole.position(), num_batches=2 - back))
+        resumed.resume_ledger(whole.ledger())
+        take(resumed, 3 + back)
+        assert resumed.finished()[0].accounts_for(resumed.expected()) == (back == 0)
