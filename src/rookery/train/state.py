@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rookery.checkpoint.files import Checkpoint
+from rookery.checkpoint.shards import box, shards_of
 from rookery.errors import ConfigError
 from rookery.parallel.world import rank, world_size
 from rookery.tables.protocol import TableBackend
+from rookery.tables.shards import ReadsParts
 from rookery.train.job import Stateful
 from rookery.train.runtime import process_seed
 
@@ -111,6 +113,12 @@ class Prefixed(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._prefix + name]
 
+    def part(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """The box of ``sizes`` that begins at ``offsets``, without reading the rest where that can be done."""
+        if isinstance(self._tensors, ReadsParts):
+            return self._tensors.part(self._prefix + name, offsets, sizes)
+        return self[name][box(offsets, sizes)]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -150,11 +158,13 @@ def check_fit(states: Mapping[str, Stateful], checkpoint: Checkpoint, remedy: st
     for group, state in states.items():
         stored = checkpoint.tensors(group)
         for name, tensor in state.tensors().items():
-            then = _describe(stored[name]) if name in stored else "absent"
-            now = _describe(tensor)
+            # Neither reads: a table may be larger than the memory of this process.
+            then = _describe(stored.dtype(name), stored.shape(name)) if name in stored else "absent"
+            held = shards_of(tensor)
+            now = _describe(held.dtype, held.size)
             if then != now:
                 raise ConfigError(f"{checkpoint.path}: {name} is {then} there, {now} in this configuration; {remedy}")
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+def _describe(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
