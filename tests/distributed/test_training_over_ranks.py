@@ -63,6 +63,30 @@ def test_any_number_of_processes_trains_the_same_twhin(graph: Graph, tmp_path: P
     require_same_runs(tmp_path)
 
 
+SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "row_wise": ("row_wise", {"rowwise_adagrad": {"lr": 0.05}}),
+    "table_wise": ("table_wise", {"adagrad": {"lr": 0.05}}),
+    "column_wise": ("column_wise", {"sgd": {"lr": 1.0}}),
+    "table_row_wise": ("table_row_wise", {"rowwise_adagrad": {"lr": 0.05}}),
+    "data_parallel": ("data_parallel", {"adagrad": {"lr": 0.05}}),
+    "auto": ("auto", {"rowwise_adagrad": {"lr": 0.05}}),
+}
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_any_sharding_trains_the_same_twhin(graph: Graph, tmp_path: Path, case: str) -> None:
+    """Half the run by two processes, the other half by four; a quarter of it again by one."""
+    pytest.importorskip("fbgemm_gpu", reason="needs the cluster extra")
+    kind, optimizer = SHARDED[case]
+    wide = {f"model.embeddings.tables.{place}.embedding_dim": 16 for place in range(2)}  # 4 numbers a process
+    run_ranks(1, train, graph.path, tmp_path / "1", optimizer, wide)
+    fields = {**wide, "model.embeddings.backend": "torchrec", "parallel.sharding.default": kind}
+    for size, num_steps in ((2, 80), (4, 160), (1, 200)):
+        stops = {"training.num_train_steps": num_steps, "training.validate_every_n": 40}
+        run_ranks(size, train, graph.path, tmp_path / "sharded", optimizer, {**fields, **stops})
+    torch.testing.assert_close(tensors(tmp_path / "sharded"), tensors(tmp_path / "1"), rtol=1e-5, atol=1e-5)
+
+
 LARGE = {"rowwise_adagrad": {"lr": 0.05}}
 MASK_NET = {"mask_net_config": {"mask_blocks": [{"output_size": 8, "aggregation_size": 6}] * 2}}
 DOWNSAMPLED = {"batch_multiplier": 3, "engagements_list": ["like", "share"]}

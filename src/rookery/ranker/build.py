@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from rookery.checkpoint.files import Checkpoint
+from rookery.errors import ConfigError
 from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
@@ -21,13 +22,27 @@ from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.optimizers import make_optimizer
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
-from rookery.tables.backends import BackendName
+from rookery.tables.backends import BackendName, require_torchrec
 from rookery.train.job import Job, LearningRate, Stateful
 from rookery.train.order import stream_order
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 
 AVERAGE = "average"
 """The group of a checkpoint that has the averages of the parameters."""
+
+
+def check_backend(config: RankerConfig) -> None:
+    """Raise ``ConfigError`` for what the back end of the large tables cannot do, ``MissingExtra`` if it is absent.
+
+    Shapes of tables that are counted in the data are looked at when the tables are made.
+    """
+    if config.features.backend == "torchrec":
+        require_torchrec()
+        if config.training.gradient_accumulation > 1:
+            raise ConfigError(
+                f"training.gradient_accumulation={config.training.gradient_accumulation}: the torchrec back end moves "
+                "its rows in every backward pass; set it to 1 with larger batches, or features.backend to local"
+            )
 
 
 def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:

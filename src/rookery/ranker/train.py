@@ -9,7 +9,7 @@ from pathlib import Path
 from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
 from rookery.config.loader import dump_config, load_config
 from rookery.parallel.world import is_chief, join_world, on_chief, share_object
-from rookery.ranker.build import build_job, build_model, build_preprocessor
+from rookery.ranker.build import build_job, build_model, build_preprocessor, check_backend
 from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.inputs import Inputs
@@ -17,8 +17,10 @@ from rookery.ranker.model import RankerModel
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.run import INPUTS, load_run
 from rookery.ranker.statistics import fit_featurizer
+from rookery.tables.backends import describe_plan
 from rookery.train.lineage import require_same_meaning
 from rookery.train.loop import TrainingResult, train
+from rookery.train.plan import dense_bytes, show_plan, world_shape
 from rookery.train.run import open_run
 from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.train.sinks import MetricSink
@@ -45,6 +47,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     """
     config = config.with_whole_paths()
     join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
+    check_backend(config)
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
     if checkpoint_steps(save_dir):
@@ -55,6 +58,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
         inputs = Inputs.open(save_dir / INPUTS)
         preprocessor = build_preprocessor(config, inputs)
         model = build_model(config, preprocessor, inputs, device, config.features.backend)
+        _show_plan(config, model)
         job = build_job(config, preprocessor, model, device, run.resume_from)
         if run.resume_from is None:
             _fit_featurizer(config, preprocessor, model)
@@ -64,6 +68,13 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     if is_chief():
         _calibrate(save_dir)
     return result
+
+
+def _show_plan(config: RankerConfig, model: RankerModel) -> None:
+    tables = model.network.embeddings.tables
+    specs = () if tables is None else tables.specs
+    plans = describe_plan(config.features.backend, specs, config.parallel.sharding, world_shape())
+    show_plan(plans, dense_bytes(model))
 
 
 def _write_inputs(config: RankerConfig, folder: Path) -> None:

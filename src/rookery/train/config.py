@@ -39,6 +39,9 @@ class TrainingConfig(StrictModel):
     checkpoint_max_to_keep: int | None = Field(
         default=None, ge=1, description="Newest checkpoints that are kept (the best one in addition); without it all."
     )
+    checkpoint_async: bool = Field(
+        default=False, description="Copy a checkpoint and train on while a thread writes the copy; takes its memory."
+    )
     initial_checkpoint_dir: Path | None = Field(
         default=None, description="Another run whose weights, not whose step, a new run starts from."
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rookery.config.fields import leaves
 from rookery.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def require_same_meaning(
     Raises ``ConfigError`` for changes under ``meaning``, which give the numbers of a checkpoint another meaning; warns
     of others, except under ``free``.
     """
-    before, after = dict(_fields(then)), dict(_fields(now))
+    before, after = dict(leaves(then)), dict(leaves(now))
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     changed = [name for name in names if not name.startswith(tuple(free))]
     refused = [_change(name, before, after) for name in changed if name.startswith(tuple(meaning))]
@@ -33,16 +34,6 @@ def require_same_meaning(
         )
     for name in changed:
         logger.warning("%s: resumed with another %s", run, _change(name, before, after))
-
-
-def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings and lists by dotted path."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
-        return
-    for key, member in items:
-        yield from _fields(member, f"{path}.{key}" if path else str(key))
 
 
 def _change(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

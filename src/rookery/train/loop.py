@@ -84,8 +84,7 @@ class _Loop(Generic[B]):
         self._saved_step = 0
         self._position = job.stream.position()
         self._ledger = job.stream.ledger()
-        self._epochs: list[Ledger] = []
-        self._counts_since = 0
+        self._counts_since = self._num_proved = self._num_skipped = 0
         self._num_examples = 0
         self._loss: float | None = None
         self._interrupt = Interrupt()
@@ -124,7 +123,7 @@ class _Loop(Generic[B]):
             self._counts_since = self._position.epoch + 1
             return
         self._counts_since = stored["since"]
-        self._epochs = [Ledger(**each) for each in stored["epochs"]]
+        self._num_proved, self._num_skipped = stored["epochs_proved"], stored["rows_skipped"]
         if is_chief():  # what all processes handed out is taken over once
             self._job.stream.resume_ledger(Ledger(**stored["current"]))
         self._ledger = self._job.stream.ledger()
@@ -135,6 +134,7 @@ class _Loop(Generic[B]):
             with _told_of_others(self._heartbeat), self._replayable(), ExitStack() as stack:
                 stack.enter_context(self._interrupt)
                 stack.enter_context(self._run.recording(self._step_number))
+                self._run.checkpointer.reserve(self._tensors())
                 batches = self._batches(stack)
                 progress = stack.enter_context(
                     Progress(self._step_number, self._num_steps, self._job.unit, is_shown=is_chief())
@@ -145,6 +145,7 @@ class _Loop(Generic[B]):
                     self._step(micro_batches)
                     self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
                 self._save()
+                self._run.checkpointer.wait()
         best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
         signal = self._received if reason == "interrupted" else None
         return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value, signal)
@@ -155,6 +156,7 @@ class _Loop(Generic[B]):
         try:
             yield
         except _NotFinite as error:
+            self._run.checkpointer.wait()
             folder = keep_batches(self._job.stream, error.positions, self._step_number + 1, self._run.save_dir)
             raise TrainingError(f"{error} The rows of that step are in {folder}.") from error
 
@@ -233,7 +235,7 @@ class _Loop(Generic[B]):
             )
         if ledger.skipped:
             logger.warning("epoch %d: %d of %d rows could not be read", epoch, ledger.skipped, expected.rows)
-        self._epochs.append(ledger)
+        self._num_proved, self._num_skipped = self._num_proved + 1, self._num_skipped + ledger.skipped
 
     def _agree(self, *, reads_loss: bool) -> None:
         """Go on only if every process can; stop behind this step if one was told to."""
@@ -341,14 +343,17 @@ class _Loop(Generic[B]):
             "world_size": world_size(),
             "ledger": {
                 "current": Ledger.merged(gather_objects(self._ledger)).to_json(),
-                "epochs": [each.to_json() for each in self._epochs],
                 "since": self._counts_since,
+                "epochs_proved": self._num_proved,
+                "rows_skipped": self._num_skipped,
             },
         }
-        tensors = {group: each.tensors() for group, each in self._states.items()}
         with self._part("checkpoint"):
-            self._run.checkpointer.save(self._step_number, tensors, state)
+            self._run.checkpointer.save(self._step_number, self._tensors(), state)
         self._saved_step = self._step_number
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {group: each.tensors() for group, each in self._states.items()}
 
     def _mark_best(self) -> None:
         best = self._best

@@ -69,7 +69,12 @@ def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
         yield Run(
             save_dir=save_dir,
             config_yaml=config_yaml,
-            checkpointer=Checkpointer(save_dir, config.checkpoint_every_n, config.checkpoint_max_to_keep),
+            checkpointer=Checkpointer(
+                save_dir,
+                config.checkpoint_every_n,
+                config.checkpoint_max_to_keep,
+                asynchronous=config.checkpoint_async,
+            ),
             sinks=_sinks(save_dir) if is_chief() else (),
             resume_from=latest_checkpoint(save_dir),
         )

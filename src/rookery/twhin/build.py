@@ -19,10 +19,11 @@ from rookery.errors import ConfigError, DataError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
 from rookery.parallel.world import rank, world_size
-from rookery.tables.backends import BackendName, make_tables, require_torchrec, torchrec_refusals
+from rookery.tables.backends import BackendName, make_tables, require_torchrec, table_refusals
 from rookery.tables.protocol import TableSpec
 from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
 from rookery.train.order import StreamOrder, split_lanes, stream_order
+from rookery.train.plan import world_shape
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries
@@ -40,12 +41,21 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def check_backend(config: TwhinConfig) -> None:
     """Raise ``ConfigError`` for what the table back end of the config cannot do, ``MissingExtra`` if it is absent."""
-    embeddings = config.model.embeddings
-    if embeddings.backend == "torchrec":
-        specs = [_table_spec(table) for table in embeddings.tables]
-        problems = torchrec_refusals(specs, gradient_accumulation=config.training.gradient_accumulation)
-        if problems:
-            raise ConfigError("\n".join(problems))
+    problems = table_refusals(
+        config.model.embeddings.backend,
+        table_specs(config),
+        gradient_accumulation=config.training.gradient_accumulation,
+        sharding=config.parallel.sharding,
+        shape=world_shape(),
+    )
+    if config.train_data.order == "queries" and world_size() > 1:
+        problems.append(
+            f"train_data.order=queries: it holds all edges in one process, of which there are {world_size()}; "
+            "set it to edges"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if config.model.embeddings.backend == "torchrec":
         require_torchrec()
 
 

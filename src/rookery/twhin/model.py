@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rookery.parallel.world import world_size
 from rookery.tables.protocol import TableBackend
+from rookery.train.state import Prefixed
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import LossConfig, ModelConfig, RelationConfig
 from rookery.twhin.embeddings import Embeddings, ScoredRelation
@@ -170,7 +171,7 @@ class TwhinModel(nn.Module):
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what ``tensors`` gave."""
-        self.tables.load_weights({name: tensors[f"table.{name}"] for name in self.table_names})
+        self.tables.load_weights(Prefixed(tensors, "table."))
         for key, value in self._parameters_by_key.items():
             value.copy_(tensors[f"relation.{key}"])
 

@@ -11,10 +11,12 @@ from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
 from rookery.errors import DataError, RunNotFound
 from rookery.parallel.world import is_chief, join_world
+from rookery.tables.backends import describe_plan
 from rookery.train.loop import TrainingResult, train
+from rookery.train.plan import dense_bytes, show_plan, world_shape
 from rookery.train.run import open_run
 from rookery.train.runtime import choose_device, prepare_runtime
-from rookery.twhin.build import build_job, build_model, check_backend, check_graph
+from rookery.twhin.build import build_job, build_model, check_backend, check_graph, table_specs
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.lineage import note_graph, require_same_edges, require_same_entities, require_same_model
 from rookery.twhin.model import TwhinModel
@@ -26,13 +28,13 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
 
     Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
     """
+    join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
     check_backend(config)
     if config.graph is not None:  # the run directory is read from other working directories too
         config = config.model_copy(update={"graph": config.graph.resolve()})
     graph = None if config.graph is None else Graph.open(config.graph)
     if graph is not None:
         check_graph(config, graph)
-    join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
     if checkpoint_steps(save_dir):
@@ -41,6 +43,7 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
             require_same_edges(save_dir, graph)
     with open_run(config.training, dump_config(config)) as run:
         model = build_model(config, device)
+        _show_plan(config, model)
         job = build_job(config, graph, model, device, run.resume_from)
         pull_to_earlier(config, graph, model)
         if run.resume_from is None:
@@ -48,6 +51,11 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
                 note_graph(save_dir, graph)
             start_from_elsewhere(config, graph, model)
         return train(job, run, config.training, config.runtime, debug=debug)
+
+
+def _show_plan(config: TwhinConfig, model: TwhinModel) -> None:
+    plans = describe_plan(config.model.embeddings.backend, table_specs(config), config.parallel.sharding, world_shape())
+    show_plan(plans, dense_bytes(model))
 
 
 @dataclass(frozen=True)
