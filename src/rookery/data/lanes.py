@@ -171,25 +171,27 @@ class Lane:
         parts = []
         start, stop = self._layout.span(self.number, batch)
         while start < stop:
-            buffer = self._buffer
-            if buffer is None or not buffer.has(epoch, start):
-                buffer = self._move_to(epoch, self._order.locate(epoch, start))
-            end = min(stop, buffer.stop)
-            number = batch - buffer.start // self._layout.rows_per_batch[self.number]
-            parts.append(buffer.part(number, start, end))
-            start = end
+            parts.append(self._part(epoch, batch, start, stop))
+            start += parts[-1].num_rows + parts[-1].skipped
         return parts
+
+    def _part(self, epoch: int, batch: int, start: int, stop: int) -> Part:
+        """What the buffer with row ``start`` of the epoch has of the rows up to ``stop``, all of one batch."""
+        # No name here holds the buffer that is left: its memory is taken for the one decoded next.
+        if self._buffer is None or not self._buffer.has(epoch, start):
+            self._buffer = None
+            self._buffer = self._move_to(epoch, self._order.locate(epoch, start))
+        number = batch - self._buffer.start // self._layout.rows_per_batch[self.number]
+        return self._buffer.part(number, start, min(stop, self._buffer.stop))
 
     def _move_to(self, epoch: int, index: int) -> _Buffer:
         """A decoded buffer; starts decoding the one after it and lets go of all others."""
         wanted = (epoch, index)
         following = (epoch, index + 1) if index + 1 < self._order.num_buffers(epoch) else (epoch + 1, 0)
-        self._buffer = None
         self._loading = {key: loading for key, loading in self._loading.items() if key in (wanted, following)}
         self._request(wanted)
         self._request(following)
-        self._buffer = self._loading[wanted].result()
-        return self._buffer
+        return self._loading[wanted].result()
 
     def _request(self, key: tuple[int, int]) -> None:
         if key not in self._loading and (self._num_epochs is None or key[0] < self._num_epochs):
