@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rookery.data.columns import ColumnType
-from rookery.data.row_groups import RowGroupSlice, read_rows
+from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, read_rows
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ def locate_row(
     """The first row in file order with a value for which ``is_wanted`` says so; None when there is none.
 
     ``is_wanted`` takes a tensor as batches have it, ``[rows]`` or ``[rows, width]``, and gives booleans of its shape.
-    Reads the one column, a row group at a time, as far as the row. ``stream.slices`` and ``stream.types[name]`` are
+    Reads the one column, a row group at a time, as far as the row; passes over those that cannot be decoded. ``stream.slices`` and ``stream.types[name]`` are
     what a stream reads.
     """
     name = column.request.name
     for piece in slices:
-        values = read_rows([piece], {name: column})[name]
+        try:
+            values = read_rows([piece], {name: column})[name]
+        except CorruptRowGroup:  # what was looked for came from another
+            continue
         places = is_wanted(values).nonzero()
         if len(places):
             first = tuple(places[0].tolist())

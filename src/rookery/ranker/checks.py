@@ -6,13 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
-from rookery.data.row_groups import list_row_groups, read_rows, select_rows
+from rookery.data.row_groups import list_row_groups, read_rows, read_sound_rows, select_rows
 from rookery.data.stream import ParquetStream
 from rookery.errors import DataError
 from rookery.ranker.columns import label_column
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig
-from rookery.ranker.files import find_files, partition_rows, row_filter
+from rookery.ranker.files import find_files, on_corrupt, partition_rows, row_filter
 from rookery.ranker.preprocess import CheckedRows, Preprocessor
 from rookery.ranker.wrong_value import WrongValue
 
@@ -74,7 +74,11 @@ def _first_rows(config: RankerConfig, partition: PartitionConfig, preprocessor: 
 def _read_whole(partition: PartitionConfig, preprocessor: Preprocessor) -> None:
     """Columns that are not checked otherwise: lists may be of another length, ids may have fractions."""
     _, types = list_row_groups(find_files(partition), preprocessor.requests(labels=True))
-    read_rows(select_rows(partition_rows(partition), 0, _WHOLE_ROWS), types)
+    first = select_rows(partition_rows(partition), 0, _WHOLE_ROWS)
+    if on_corrupt(partition) == "fail":
+        read_rows(first, types)
+    else:
+        read_sound_rows(first, types, lambda damage: None)  # training warns of it
 
 
 def _open(config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor) -> ParquetStream:
@@ -89,6 +93,7 @@ def _open(config: RankerConfig, partition: PartitionConfig, preprocessor: Prepro
         offset=partition.offset,
         where=row_filter(partition),
         num_epochs=1,
+        on_corrupt=on_corrupt(partition),
     )
 
 

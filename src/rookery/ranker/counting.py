@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rookery.data.columns import is_text
 from rookery.data.ids import NoId, encode_ids
-from rookery.data.row_groups import RowGroupSlice, read_column
+from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, read_column
+from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
 from rookery.ranker.features_config import FeaturesConfig, TableConfig, VocabularyConfig
 
@@ -39,15 +40,19 @@ class Vocabulary:
 
 
 def count_vocabularies(
-    config: FeaturesConfig, tables: Sequence[TableConfig], slices: Sequence[RowGroupSlice]
+    config: FeaturesConfig,
+    tables: Sequence[TableConfig],
+    slices: Sequence[RowGroupSlice],
+    on_corrupt: OnCorrupt = "fail",
 ) -> dict[str, Vocabulary]:
     """A vocabulary for each of ``tables``, of all values of its features in the rows of ``slices``.
 
     All elements of lists count, those beyond ``max_length`` too. The most frequent first, equally frequent ones by
-    value: numbers by size, strings by bytes. Holds the distinct values in memory, and one row group of one column.
+    value: numbers by size, strings by bytes. With ``on_corrupt`` "skip", columns of row groups that cannot be decoded
+    are left out. Holds the distinct values in memory, and one row group of one column.
     """
     return {
-        table.name: _count(table.vocabulary, _columns(config, table), slices)
+        table.name: _count(table.vocabulary, _columns(config, table), slices, on_corrupt)
         for table in tables
         if table.vocabulary is not None
     }
@@ -64,16 +69,32 @@ def _columns(config: FeaturesConfig, table: TableConfig) -> list[str]:
     return list(dict.fromkeys(feature.source for feature in config.looked_up if feature.table == table.name))
 
 
-def _count(config: VocabularyConfig, columns: Sequence[str], slices: Sequence[RowGroupSlice]) -> Vocabulary:
+def _count(
+    config: VocabularyConfig, columns: Sequence[str], slices: Sequence[RowGroupSlice], on_corrupt: OnCorrupt
+) -> Vocabulary:
     waiting: list[pa.Table] = []
-    for counts in (_counts_in(piece, column) for piece in slices for column in columns):
+    for counts in _counts(columns, slices, on_corrupt):
         waiting.append(counts)
         if len(waiting) > 1 and sum(table.num_rows for table in waiting) > _MERGE_ROWS:
             waiting = [_merged(waiting)]
+    if not waiting:
+        raise DataError(
+            f"column {columns[0]!r}: no row group of the training rows can be decoded; write the files again"
+        )
     counted = _merged(waiting)
     kept = counted.filter(pc.greater_equal(counted.column("count"), config.min_count))
     ordered = kept.sort_by([("count", "descending"), ("value", "ascending")])
     return Vocabulary(ordered.slice(0, config.max_size).combine_chunks())
+
+
+def _counts(columns: Sequence[str], slices: Sequence[RowGroupSlice], on_corrupt: OnCorrupt) -> Iterator[pa.Table]:
+    for piece in slices:
+        for column in columns:
+            try:
+                yield _counts_in(piece, column)
+            except CorruptRowGroup:
+                if on_corrupt == "fail":
+                    raise
 
 
 def _merged(tables: Sequence[pa.Table]) -> pa.Table:

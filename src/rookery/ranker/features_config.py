@@ -263,6 +263,9 @@ class TrainPartition(PartitionConfig):
     shuffle: bool = True
     buffer_rows: PositiveInt = 1_048_576
     """Rows that are shuffled together; wide rows are bounded by memory besides."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """A row group that cannot be decoded ends the run, or its rows are left out, counted and warned of. The column
+    that ``rows`` selects by must be readable in any case."""
     first_rows_with_positives: PositiveInt = 1_000_000
     """A task without a positive label in so many rows is refused."""
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rookery.data.row_filter import RowFilter, filter_rows
 from rookery.data.row_groups import RowGroupSlice, list_row_groups, select_rows
+from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
-from rookery.ranker.features_config import PartitionConfig
+from rookery.ranker.features_config import PartitionConfig, TrainPartition
 
 
 def find_files(partition: PartitionConfig) -> list[Path]:
@@ -31,6 +32,11 @@ def row_filter(partition: PartitionConfig) -> RowFilter | None:
     """The rows of a partition by the values of a column, None for all."""
     rows = partition.rows
     return None if rows is None else RowFilter(rows.column, rows.at_least, rows.below)
+
+
+def on_corrupt(partition: PartitionConfig) -> OnCorrupt:
+    """What becomes of a row group that cannot be decoded: only training goes on without it."""
+    return partition.on_corrupt if isinstance(partition, TrainPartition) else "fail"
 
 
 def partition_rows(partition: PartitionConfig) -> list[RowGroupSlice]:

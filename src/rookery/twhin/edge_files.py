@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rookery.data.row_groups import RowGroupSlice, list_row_groups, read_rows
+from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, list_row_groups, read_rows
+from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
 from rookery.twhin.config import ModelConfig
 
 _COLUMNS = ("lhs", "rel", "rhs")
 
 
-def check_edge_files(files: Sequence[Path], config: ModelConfig) -> None:
-    """Read every row group once (20 ns an edge).
+def check_edge_files(files: Sequence[Path], config: ModelConfig, on_corrupt: OnCorrupt = "fail") -> None:
+    """Read every row group once (20 ns an edge); with ``on_corrupt`` "skip" those that can be decoded.
 
     Raises ``DataError`` with file, row group and row for a number that has no relation or no row in its table.
     """
@@ -30,7 +31,12 @@ def check_edge_files(files: Sequence[Path], config: ModelConfig) -> None:
         "rhs": torch.tensor([sizes[relation.rhs] for relation in config.relations]),
     }
     for piece in slices:
-        columns = {name: column.long() for name, column in read_rows([piece], types).items()}
+        try:
+            columns = {name: column.long() for name, column in read_rows([piece], types).items()}
+        except CorruptRowGroup:
+            if on_corrupt == "fail":
+                raise
+            continue  # the stream leaves it out, and warns of it
         rel = columns["rel"]
         _require_below(rel, torch.full_like(rel, len(config.relations)), piece, "rel", "model.relations")
         for side, limit in limits.items():
