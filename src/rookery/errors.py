@@ -47,6 +47,10 @@ class TrainingError(RookeryError):
     """Training had to stop: the loss is not finite, or a worker failed."""
 
 
+class ReadersGone(TrainingError):
+    """No reader has answered for as long as training waits for one; what was trained so far can be saved."""
+
+
 class PeerFailed(RookeryError):
     """Another process of the run failed, and says why; this one ends with it."""
 

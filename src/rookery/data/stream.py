@@ -128,6 +128,10 @@ class BatchStream(Protocol):
         """What this rank handed out in each epoch that it has finished."""
         ...
 
+    def close(self) -> None:
+        """Let go of connections and of threads that wait for others."""
+        ...
+
 
 class LaneRows(NamedTuple):
     """Rows of some lanes of one batch: columns lane after lane, the number of rows of each lane, the digest of their
@@ -298,6 +302,9 @@ class ParquetStream(LaneStream):
         self._slices = in_file_order(mine)
         if buffer_bytes is not None:
             buffer_rows = min(buffer_rows, buffer_bytes // bytes_per_row(self._types))
+        self.shuffle = shuffle
+        self.buffer_rows = buffer_rows
+        self.on_corrupt = on_corrupt
         self.orders = [EpochOrder(share, seed, shuffle, buffer_rows // num_lanes) for share in mine]
         reader = _Reader(self._types, on_corrupt)
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parquet-stream")
@@ -332,6 +339,9 @@ class ParquetStream(LaneStream):
                 skipped += part.skipped
         columns = self._joined([part.columns for of_lane in parts for part in of_lane])
         return LaneRows(columns, tuple(rows), digest, skipped)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
     def _read(self, epoch: int, batch: int) -> LaneRows:
         return self.read(self.lanes, epoch, batch)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rookery.config.base import StrictModel
 
@@ -30,6 +31,34 @@ class ShardingConfig(StrictModel):
         return self.tables.get(table) or self.default or "row_wise"
 
 
+class ReadersConfig(StrictModel):
+    """Processes of ``rookery reader`` that read for the trainers; of several, each is asked and stands in for the rest.
+
+    ``addresses`` are ``host:port``. In the environment ``kubernetes`` a host is the name of a headless service, and all
+    addresses that it has are readers; in ``slurm`` it is the name of a variable with a list of nodes, such as
+    ``SLURM_JOB_NODELIST``; else a host is one reader.
+    """
+
+    addresses: tuple[str, ...] = Field(min_length=1)
+    environment: Literal["none", "kubernetes", "slurm"] = "none"
+    deadline_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """A reader that takes longer for some batches is put aside."""
+    wait_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """How long training waits where no reader answers before it stops with a checkpoint."""
+    token_file: Path | None = None
+    """A file with one line: the token that readers want. Or the environment variable ``ROOKERY_TOKEN``."""
+    tls_ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that readers are trusted by; without it nothing is encrypted."""
+
+    @model_validator(mode="after")
+    def _addresses_have_a_port(self) -> ReadersConfig:
+        for address in self.addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+                raise ValueError(f"addresses: {address!r} is not host:port; write it as in reader-0:7070")
+        return self
+
+
 class ParallelConfig(StrictModel):
     """Several processes as one run.
 
@@ -40,3 +69,13 @@ class ParallelConfig(StrictModel):
     num_lanes: int | None = Field(default=None, ge=1)
     timeout_s: float = Field(default=600.0, gt=0)
     sharding: ShardingConfig = Field(default_factory=ShardingConfig)
+    readers: ReadersConfig | None = None
+
+    @model_validator(mode="after")
+    def _others_outlast_the_readers(self) -> ParallelConfig:
+        if self.readers is not None and self.readers.wait_s + self.readers.deadline_s >= self.timeout_s:
+            raise ValueError(
+                f"timeout_s={self.timeout_s:g}: the other processes give up while one waits for readers; make it more "
+                f"than readers.wait_s + readers.deadline_s ({self.readers.wait_s + self.readers.deadline_s:g})"
+            )
+        return self

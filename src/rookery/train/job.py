@@ -64,6 +64,7 @@ class Job(Generic[B]):
     it runs ahead in another thread. ``state`` names the groups of tensors of the checkpoint; ``model`` and
     ``optimizer`` are the usual two. ``optimizers`` step the dense parameters after the backward pass. ``validate``
     measures the model as it is and returns metrics by name. ``unit`` is what a row of the stream is called in the log.
+    ``close`` lets go of what the stream holds besides memory.
     """
 
     model: Model
@@ -75,6 +76,7 @@ class Job(Generic[B]):
     validate: Callable[[], Mapping[str, float]] | None = None
     unit: str = "examples"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    close: Callable[[], None] = lambda: None
 
 
 def learning_rate_of(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
