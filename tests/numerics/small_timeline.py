@@ -23,8 +23,8 @@ from rookery.ranker.build import build_model, build_preprocessor
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.export import write_export as write_ranker
 from rookery.ranker.export_proof import read_proof_rows
-from rookery.ranker.inputs import Inputs
-from rookery.ranker.run import INPUTS, LoadedRun
+from rookery.ranker.inputs import INPUTS, Inputs
+from rookery.ranker.run import LoadedRun
 from rookery.timeline.bundle import build_bundle
 from rookery.timeline.config import TimelineConfig
 from rookery.twhin.embeddings import Embeddings, ScoredRelation

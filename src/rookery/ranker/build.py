@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from rookery.checkpoint.files import Checkpoint
+from rookery.data.prefetch import Transform
+from rookery.data.stream import BatchStream
 from rookery.errors import ConfigError
 from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
@@ -22,9 +24,10 @@ from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.optimizers import make_optimizer
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
+from rookery.ranker.reading import open_remote
 from rookery.tables.backends import BackendName, require_torchrec
 from rookery.train.job import Job, LearningRate, Stateful
-from rookery.train.order import stream_order
+from rookery.train.order import StreamOrder, stream_order
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 
 AVERAGE = "average"
@@ -96,18 +99,30 @@ def build_job(
         states["tables"] = TableOptimizerState(tables)
     data = config.train_data
     order = stream_order(data.batch_size, config.parallel, resume_from)
-    stream = open_partition(config, data, preprocessor, shuffle=data.shuffle, order=order)
+    stream, transform = _batches(config, preprocessor, order, device)
     return Job(
         model=model,
         stream=stream,
-        transform=make_transform(stream, preprocessor, training=True, device=device),
+        transform=transform,
         state={**state, "optimizer": StateGroup(states)},
         learning_rates=(*network.learning_rates, *_table_rates(model)),
         optimizers=[network.optimizer],
         validate=_validation(config, model, preprocessor, average) if config.training.validate_every_n else None,
         unit="impressions",
         device=device,
+        close=stream.close,
     )
+
+
+def _batches(
+    config: RankerConfig, preprocessor: Preprocessor, order: StreamOrder, device: torch.device
+) -> tuple[BatchStream, Transform[RankerBatch]]:
+    """This process's part of the training rows, and what makes batches of it."""
+    readers, data = config.parallel.readers, config.train_data
+    if readers is not None:
+        return open_remote(config, readers, preprocessor, order, device)
+    stream = open_partition(config, data, preprocessor, shuffle=data.shuffle, order=order)
+    return stream, make_transform(stream, preprocessor, training=True, device=device)
 
 
 def _normalise_over_processes(model: RankerModel) -> None:

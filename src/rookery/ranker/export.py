@@ -46,8 +46,8 @@ from rookery.ranker.export_manifest import (
 from rookery.ranker.export_onnx import MODEL, OnnxModel, require_onnx, write_onnx
 from rookery.ranker.export_proof import ProofRows, Scored, checkpoint_scores, prove, read_proof_rows
 from rookery.ranker.features_config import TableConfig
-from rookery.ranker.inputs import Inputs
-from rookery.ranker.run import INPUTS, LoadedRun, load_run
+from rookery.ranker.inputs import INPUTS, Inputs
+from rookery.ranker.run import LoadedRun, load_run
 
 _CONFIG, _WEIGHTS = "config.yaml", "weights.safetensors"
 

@@ -32,6 +32,9 @@ from rookery.ranker.joins import JoinedVectors, check_join, read_join
 from rookery.ranker.masks import Mask, preprocess_problems, read_masks
 from rookery.ranker.schema import IdType, absent_columns, check_schema, type_problems
 
+INPUTS = "inputs"
+"""Folder of a run with its vocabularies and joined vectors."""
+
 MANIFEST = "manifest.json"
 
 
@@ -143,7 +146,8 @@ def _validation_fields(config: RankerConfig) -> dict[str, PartitionConfig]:
 def _vocabularies(config: RankerConfig, earlier: Inputs | None) -> dict[str, Vocabulary]:
     known = {} if earlier is None else dict(earlier.vocabularies)
     wanted = [table for table in config.features.tables if table.vocabulary is not None and table.name not in known]
-    counted = count_vocabularies(config.features, wanted, partition_rows(config.train_data)) if wanted else {}
+    data = config.train_data
+    counted = count_vocabularies(config.features, wanted, partition_rows(data), data.on_corrupt) if wanted else {}
     inline = {table.name: inline_vocabulary(table) for table in config.features.tables if table.values is not None}
     vocabularies = {**known, **counted, **inline}
     return {table.name: vocabularies[table.name] for table in config.features.tables if table.name in vocabularies}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -18,7 +18,7 @@ from rookery.parallel.world import rank, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig, TrainPartition
-from rookery.ranker.files import find_files, row_filter
+from rookery.ranker.files import find_files, on_corrupt, row_filter
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.schema import check_schema
 from rookery.ranker.wrong_value import WrongValue
@@ -30,7 +30,7 @@ _PREFETCH_BATCHES = 2
 _BUFFER_ROWS = 1_048_576
 
 
-def open_partition(
+def open_partition(  # noqa: PLR0913 - each is a choice of its own, named at the call
     config: RankerConfig,
     partition: PartitionConfig,
     preprocessor: Preprocessor,
@@ -39,10 +39,11 @@ def open_partition(
     labels: bool = True,
     num_epochs: int | None = None,
     order: StreamOrder | None = None,
+    whole: bool = False,
 ) -> ParquetStream:
     """A stream of the columns that ``preprocessor`` takes; without ``labels`` of those of the features alone.
 
-    Given an ``order``, this process reads its own lanes of it; else all rows.
+    Given an ``order``, this process reads its own lanes of it, or all of them if ``whole``; else all rows.
 
     Raises ``DataError`` for files without one of the columns, or with columns of another type than in training.
     """
@@ -59,8 +60,9 @@ def open_partition(
         where=row_filter(partition),
         num_epochs=num_epochs,
         num_lanes=1 if order is None else order.num_lanes,
-        rank=0 if order is None else rank(),
-        world_size=1 if order is None else world_size(),
+        rank=0 if order is None or whole else rank(),
+        world_size=1 if order is None or whole else world_size(),
+        on_corrupt=on_corrupt(partition),
     )
 
 
@@ -72,18 +74,31 @@ def make_transform(
     It raises ``DataError`` with file and row for a value that cannot be used, and warns of each feature with numbers
     that are not finite, once for the rows that the stream reads.
     """
-    warnings = NonFiniteWarnings(stream, preprocessor)
+    process = make_process(stream, preprocessor, training=training)
 
     def transform(columns: Columns, position: StreamPosition) -> RankerBatch:
+        lanes = dict(zip(stream.lanes, stream.lane_rows(position), strict=True))
+        batch = process(columns, position, lanes)
+        return batch if device.type == "cpu" else batch.to(device)
+
+    return transform
+
+
+def make_process(
+    stream: ParquetStream, preprocessor: Preprocessor, *, training: bool
+) -> Callable[[Columns, StreamPosition, Mapping[int, int]], RankerBatch]:
+    """As ``make_transform``, of columns that have so many rows of each of some lanes of ``stream``; on the CPU."""
+    warnings = NonFiniteWarnings(stream, preprocessor)
+
+    def process(columns: Columns, position: StreamPosition, lanes: Mapping[int, int]) -> RankerBatch:
         try:
-            lanes = dict(zip(stream.lanes, stream.lane_rows(position), strict=True))
             batch = preprocessor.batch(columns, training=training, position=position, lanes=lanes)
         except WrongValue as error:
             raise error.located(stream) from error
         warnings.give()
-        return batch if device.type == "cpu" else batch.to(device)
+        return batch
 
-    return transform
+    return process
 
 
 def evaluation_batches(

@@ -138,7 +138,7 @@ class Preprocessor(nn.Module):
             self._labels.unsampled_weights(of_tasks, weights),
             groups,
             {name: columns[key] == value for name, (key, value) in self._strata.items()},
-            self._shares(features),
+            self.shares(features),
         )
 
     def checked_requests(self) -> list[ColumnRequest]:
@@ -231,7 +231,7 @@ class Preprocessor(nn.Module):
         start = 0 if position is None else (position.num_batches - 1) * position.batch_size
         return torch.arange(start, start + num_rows)
 
-    def _shares(self, features: RankerFeatures) -> dict[str, float]:
+    def shares(self, features: RankerFeatures) -> dict[str, float]:
         """Shares of a batch for the log: a share that grows from one day to the next tells of stale inputs."""
         sizes, vectors = self.table_sizes, self.num_vectors
         tables = {feature.name: feature.table for feature in self._config.features.looked_up}

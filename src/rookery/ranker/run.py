@@ -19,13 +19,10 @@ from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.build import AVERAGE, build_model, build_preprocessor
 from rookery.ranker.calibration import calibrated
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.inputs import Inputs
+from rookery.ranker.inputs import INPUTS, Inputs
 from rookery.ranker.model import RankerModel
 from rookery.ranker.preprocess import Preprocessor
 from rookery.train.runtime import choose_device
-
-INPUTS = "inputs"
-"""Folder of a run with its vocabularies and joined vectors."""
 
 
 @dataclass(frozen=True)

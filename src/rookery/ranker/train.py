@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from rookery.parallel.world import is_chief, join_world, on_chief, share_object
 from rookery.ranker.build import build_job, build_model, build_preprocessor, check_backend
 from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.inputs import Inputs
+from rookery.ranker.inputs import INPUTS, Inputs
 from rookery.ranker.model import RankerModel
 from rookery.ranker.preprocess import Preprocessor
-from rookery.ranker.run import INPUTS, load_run
+from rookery.ranker.run import load_run
 from rookery.ranker.statistics import fit_featurizer
 from rookery.tables.backends import describe_plan
 from rookery.train.lineage import require_same_meaning
@@ -30,6 +31,7 @@ from rookery.train.state import check_fit
 _MEANING = ("order of tasks", "features.", "preprocess.", "labels.", "keys.", "model.", "runtime.seed", "train_data.")
 _FREE = (
     "training.",
+    "train_data.on_corrupt",
     "runtime.device",
     "runtime.num_threads",
     "evaluation.",
@@ -64,7 +66,8 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
             _fit_featurizer(config, preprocessor, model)
             _start_from_elsewhere(config, model)
         watched = replace(run, sinks=(*run.sinks, *sinks))
-        result = train(job, watched, config.training, config.runtime, debug=debug)
+        with closing(job):
+            result = train(job, watched, config.training, config.runtime, debug=debug)
     if is_chief():
         _calibrate(save_dir)
     return result

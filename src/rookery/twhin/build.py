@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import glob
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rookery.checkpoint.files import Checkpoint
+from rookery.data.flight_stream import FlightStream
 from rookery.data.graph import Graph
-from rookery.data.row_groups import column_names
-from rookery.data.stream import BatchStream, ParquetStream, StreamPosition
-from rookery.errors import ConfigError, DataError
+from rookery.data.stream import BatchStream, StreamPosition
+from rookery.errors import ConfigError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
 from rookery.parallel.world import rank, world_size
@@ -27,13 +26,13 @@ from rookery.train.plan import world_shape
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries
-from rookery.twhin.edge_files import check_edge_files
 from rookery.twhin.evaluation import Evaluator, read_edges
 from rookery.twhin.known import KnownEdges
 from rookery.twhin.model import TwhinModel
 from rookery.twhin.negatives import NegativeSampler
 from rookery.twhin.planner import BatchPlanner, NegativePlan
 from rookery.twhin.query_stream import QueryStream
+from rookery.twhin.reading import open_edges, served_edges, train_files
 from rookery.types import Side
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -129,21 +128,8 @@ def build_job(
         validate=_validation(config, graph, model),
         unit="edges" if data.order == "edges" else "directed_edges",
         device=device,
+        close=stream.close,
     )
-
-
-def train_files(config: TwhinConfig, graph: Graph | None) -> list[Path]:
-    """The Parquet files of the training edges."""
-    root = config.train_data.data_root
-    if root is None:
-        assert graph is not None
-        return graph.split_files("train")
-    pattern = f"{root}/*.parquet" if Path(root).is_dir() else root
-    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
-    if not files:
-        raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
-    check_edge_files(files, config.model)
-    return files
 
 
 def _table_spec(table: EmbeddingTable) -> TableSpec:
@@ -159,26 +145,15 @@ def _table_spec(table: EmbeddingTable) -> TableSpec:
 
 
 def _stream(config: TwhinConfig, files: list[Path], order: StreamOrder) -> BatchStream:
-    data = config.train_data
-    columns = ["lhs", "rel", "rhs", *(["weight"] if "weight" in column_names(files[0]) else [])]
-    stream = ParquetStream(
-        files,
-        columns,
-        order.batch_size,
-        seed=config.runtime.seed,
-        shuffle=data.shuffle and data.order == "edges",
-        buffer_rows=data.buffer_rows,
-        buffer_bytes=None,  # an edge takes 28 bytes: the rows alone decide
-        limit=data.limit,
-        offset=data.offset,
-        num_lanes=order.num_lanes,
-        rank=rank(),
-        world_size=world_size(),
-    )
+    data, readers = config.train_data, config.parallel.readers
+    if readers is not None:
+        rows = open_edges(config, files, order)
+        return FlightStream(rows, served_edges(rows), readers, rank=rank(), world_size=world_size())
+    stream = open_edges(config, files, order, rank=rank(), world_size=world_size())
     if data.order == "edges":
         return stream
     batches = list(itertools.islice(stream, stream.batches_per_epoch))
-    edges = {name: torch.cat([batch[name] for batch in batches]) for name in columns}
+    edges = {name: torch.cat([batch[name] for batch in batches]) for name in stream.types}
     num_rows = data.per_replica_batch_size * len(data.negative_sides)
     return QueryStream(edges, data.negative_sides, num_rows, seed=config.runtime.seed)
 

@@ -150,6 +150,8 @@ class TrainData(StrictModel):
     shuffle: bool = True
     buffer_rows: int = Field(default=4_194_304, gt=0)
     """Rows that are shuffled together."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """A row group that cannot be decoded ends the run, or its edges are left out, counted and warned of."""
 
     @model_validator(mode="after")
     def _fields_fit(self) -> TrainData:
@@ -161,6 +163,8 @@ class TrainData(StrictModel):
             raise ValueError("negative_sides names a side twice; name each once")
         if self.order == "queries" and not self.shuffle:
             raise ValueError("order=queries shuffles the queries in any case; leave out shuffle, or set order to edges")
+        if self.on_corrupt == "skip" and self.mask_known_positives:
+            raise ValueError("mask_known_positives needs every edge; set on_corrupt to fail, or leave the mask out")
         return self
 
 
@@ -237,6 +241,10 @@ def _data_problems(config: TwhinConfig) -> list[str]:
         problems.append("model.loss.softmax.log_q=true: with global_negatives=all nothing is sampled; set it to false")
     if config.model.regularizer.negatives and data.global_negatives == "all":
         problems.append("model.regularizer.negatives=true: with global_negatives=all nothing is drawn; set it to false")
+    if data.order == "queries" and config.parallel.readers is not None:
+        problems.append(
+            "parallel.readers: with train_data.order=queries all edges are in the memory of the trainer; leave it out"
+        )
     if data.order == "queries" and not groups_queries(config):
         problems.append(
             "train_data.order=queries: pays for a softmax over all entities alone; set model.loss to softmax, "

@@ -122,6 +122,9 @@ class QueryStream:
         """What this rank handed out in each epoch that it has finished."""
         return self._book.finished
 
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
     def _cut(self, position: StreamPosition, lane: int) -> int:
         """Where in its batch the rows of a lane begin."""
         return lane * self.total_rows(position) // self._num_lanes

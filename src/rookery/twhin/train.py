@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,8 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
             if graph is not None and is_chief():
                 note_graph(save_dir, graph)
             start_from_elsewhere(config, graph, model)
-        return train(job, run, config.training, config.runtime, debug=debug)
+        with closing(job):
+            return train(job, run, config.training, config.runtime, debug=debug)
 
 
 def _show_plan(config: TwhinConfig, model: TwhinModel) -> None:

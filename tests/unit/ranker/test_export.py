@@ -23,8 +23,8 @@ from rookery.ranker.build import build_model, build_preprocessor
 from rookery.ranker.export import RankerExport, model_inputs, write_export
 from rookery.ranker.export_manifest import RankerManifest
 from rookery.ranker.export_proof import checkpoint_scores, prove, read_proof_rows
-from rookery.ranker.inputs import Inputs
-from rookery.ranker.run import INPUTS, LoadedRun
+from rookery.ranker.inputs import INPUTS, Inputs
+from rookery.ranker.run import LoadedRun
 
 CPU = torch.device("cpu")
 ADAGRAD = {"rowwise_adagrad": {"lr": 0.1}}

@@ -19,9 +19,10 @@ from rookery.tables import backends
 from rookery.tables.protocol import initial_weight
 from rookery.train.job import Job
 from rookery.twhin.batch import TrainBatch
-from rookery.twhin.build import build_job, build_model, check_backend, check_graph, train_files
+from rookery.twhin.build import build_job, build_model, check_backend, check_graph
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.evaluation import Evaluator
+from rookery.twhin.reading import train_files
 from rookery.twhin.train import train_twhin
 from rookery.types import Side
 
