@@ -32,8 +32,8 @@ def locate_row(
     """The first row in file order with a value for which ``is_wanted`` says so; None when there is none.
 
     ``is_wanted`` takes a tensor as batches have it, ``[rows]`` or ``[rows, width]``, and gives booleans of its shape.
-    Reads the one column, a row group at a time, as far as the row; passes over those that cannot be decoded. ``stream.slices`` and ``stream.types[name]`` are
-    what a stream reads.
+    Reads the one column, a row group at a time, as far as the row; passes over those that cannot be decoded.
+    ``stream.slices`` and ``stream.types[name]`` are what a stream reads.
     """
     name = column.request.name
     for piece in slices:
