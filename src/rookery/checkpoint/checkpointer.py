@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rookery.checkpoint.background import Background, Staging
 from rookery.checkpoint.files import (
+    STATE,
     Checkpoint,
     DamagedCheckpoint,
     State,
@@ -215,6 +216,21 @@ def _newest_whole(save_dir: Path, steps: Sequence[int], read: Callable[[Path], C
             "restore one from a backup, or start again in another training.save_dir"
         )
     return None
+
+
+def checkpoint_state(save_dir: Path, step: int) -> State:
+    """What a checkpoint of a run holds besides tensors; its sums are not compared.
+
+    Raises ``RunNotFound`` when there is no such checkpoint, ``DamagedCheckpoint`` when its state cannot be read.
+    """
+    file = _folder(save_dir, step) / STATE
+    try:
+        state: State = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise RunNotFound(f"{file}: there is no checkpoint of step {step}") from error
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{file}: not the JSON that was written ({error})") from error
+    return state
 
 
 def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "latest") -> Checkpoint:

@@ -12,8 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from rookery.cli.output import JsonFlag, emit, progress_console
-from rookery.cli.run_flags import CheckpointFlag, RunArgument, parse_checkpoint
-from rookery.errors import UserError
+from rookery.cli.run_flags import (
+    CheckpointFlag,
+    FollowFlag,
+    RunArgument,
+    TimeoutFlag,
+    describe_followed,
+    parse_checkpoint,
+    require_every_checkpoint,
+)
 
 _SHOWN = ("auroc", "gauc", "prauc", "rce", "nrce", "logloss", "calibration", "ece")
 
@@ -31,12 +38,8 @@ def _evaluate(
         Path | None,
         typer.Option(help="The HTML file to write; left out: RUN/evaluations/SPLIT/report.html.", show_default=False),
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Measure each checkpoint of a run in training as it comes, once.")
-    ] = False,
-    timeout_s: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long --follow waits for a new checkpoint.")
-    ] = 3600.0,
+    follow: FollowFlag = False,
+    timeout_s: TimeoutFlag = 3600.0,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in evaluation.num_bootstrap=1000."),
@@ -50,20 +53,14 @@ def _evaluate(
         result = evaluate_run(run, split, parse_checkpoint(checkpoint), overrides or (), report)
         emit(result, as_json, lambda: _tables(result))
         return
-    if checkpoint != "auto":
-        raise UserError(f"--checkpoint {checkpoint}: --follow measures every checkpoint; leave one of the two out")
+    require_every_checkpoint(checkpoint)
     followed = follow_run(run, split, overrides or (), report, timeout_s=timeout_s, note=_note)
-    emit(followed, as_json, lambda: Text(f"{run}: {_ended(followed)}"))
+    emit(followed, as_json, lambda: Text(describe_followed(followed)))
 
 
 def _note(result: Mapping[str, Any]) -> None:
     means = "  ".join(f"{name} {_number(result['mean'][name])}" for name in ("auroc", "rce", "logloss"))
     progress_console.print(f"step {result['step']:,}: {result['split']}  mean over tasks: {means}", highlight=False)
-
-
-def _ended(followed: Mapping[str, Any]) -> str:
-    reason = "its training is done" if followed["reason"] == "finished" else "no further checkpoint came in time"
-    return f"measured on {followed['split']}: {len(followed['evaluated'])} new checkpoints; {reason}"
 
 
 def _tables(result: Mapping[str, Any]) -> Group:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -16,6 +17,12 @@ CheckpointFlag: TypeAlias = Annotated[
 OverwriteFlag: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind.")
 ]
+FollowFlag: TypeAlias = Annotated[
+    bool, typer.Option("--follow", help="Measure each checkpoint of a run in training as it comes, once.")
+]
+TimeoutFlag: TypeAlias = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long --follow waits for a new checkpoint.")
+]
 
 
 def parse_checkpoint(text: str) -> Literal["auto", "latest", "best"] | int:
@@ -26,3 +33,15 @@ def parse_checkpoint(text: str) -> Literal["auto", "latest", "best"] | int:
         case _ if text.isdecimal():
             return int(text)
     raise UserError(f"--checkpoint {text}: must be auto, best, latest or a step number")
+
+
+def require_every_checkpoint(checkpoint: str) -> None:
+    """Raise ``UserError`` where one checkpoint is named beside ``--follow``."""
+    if checkpoint != "auto":
+        raise UserError(f"--checkpoint {checkpoint}: --follow measures every checkpoint; leave one of the two out")
+
+
+def describe_followed(followed: Mapping[str, Any]) -> str:
+    """How following a run ended, in a line."""
+    reason = "its training is done" if followed["reason"] == "finished" else "no further checkpoint came in time"
+    return f"{followed['run']}: measured on {followed['split']}: {len(followed['evaluated'])} new checkpoints; {reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +12,24 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rookery.cli.output import JsonFlag, emit
-from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, parse_checkpoint
+from rookery.cli.output import JsonFlag, emit, progress_console
+from rookery.cli.run_flags import (
+    CheckpointFlag,
+    FollowFlag,
+    OverwriteFlag,
+    RunArgument,
+    TimeoutFlag,
+    describe_followed,
+    parse_checkpoint,
+    require_every_checkpoint,
+)
 from rookery.errors import UserError
 from rookery.types import Side
 
 if TYPE_CHECKING:
     from rookery.twhin.evaluation import Evaluation
     from rookery.twhin.retrieval import Neighbors
+    from rookery.twhin.run_evaluation import Measured
 
 _RELATIONS_SHOWN = 20
 
@@ -65,26 +74,25 @@ def _evaluate(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in evaluation.num_candidates=1000."),
     ] = None,
+    follow: FollowFlag = False,
+    timeout_s: TimeoutFlag = 3600.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure RUN by rank: MRR, Hits@k, mean rank, AUC; Recall@K and NDCG@K where the configuration asks for them."""
-    from rookery.config.loader import load_config
-    from rookery.train.runtime import prepare_runtime
-    from rookery.twhin.config import TwhinConfig
-    from rookery.twhin.evaluation import Evaluator
-    from rookery.twhin.source import open_run
+    from rookery.twhin.run_evaluation import evaluate_run, follow_run
 
-    loaded = open_run(run, parse_checkpoint(checkpoint), graph)
-    if loaded.graph is None:
-        raise UserError(f"{run}: trained on bare row numbers; pass the graph of these rows with --graph PATH")
-    config = load_config(TwhinConfig, run / "config.yaml", overrides or ())
-    prepare_runtime(config.runtime)
-    evaluator = Evaluator.from_graph(loaded.graph, split, config.evaluation)
-    start = time.perf_counter()
-    evaluation = evaluator.evaluate(loaded.model.embeddings())
-    elapsed = {"elapsed_s": round(time.perf_counter() - start, 3)}
-    result = {"run": run, "step": loaded.step, "metrics": evaluation.metrics(), **evaluation.report(), **elapsed}
-    emit(result, as_json, lambda: _evaluation_tables(evaluation))
+    if not follow:
+        measured = evaluate_run(run, split, parse_checkpoint(checkpoint), graph, overrides or ())
+        emit(measured.report(), as_json, lambda: _evaluation_tables(measured.evaluation))
+        return
+    require_every_checkpoint(checkpoint)
+    followed = follow_run(run, split, graph, overrides or (), timeout_s=timeout_s, note=_note)
+    emit(followed, as_json, lambda: Text(describe_followed(followed)))
+
+
+def _note(measured: Measured) -> None:
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in list(measured.evaluation.metrics().items())[:4])
+    progress_console.print(f"step {measured.step:,}: {measured.evaluation.split}  {shown}", highlight=False)
 
 
 def _export(

@@ -16,9 +16,10 @@ from rookery.demo.page import WITH, WITHOUT, Findings, render_page, served_metri
 from rookery.demo.stages import SPLIT, Progress, Stage, stages
 from rookery.errors import DataError
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.evaluation_files import evaluated_steps, read_evaluation
+from rookery.ranker.evaluation_files import read_evaluation
 from rookery.ranker.report_curves import training_curves
 from rookery.timeline.bundle import attach_metrics
+from rookery.train.evaluations import evaluated_steps
 from rookery.world.config import WorldConfig
 
 

@@ -1,4 +1,4 @@
-"""Evaluations that a run keeps: one file a checkpoint and partition, and a report of each partition.
+"""Reading the evaluations that a ranker's run keeps, for reports.
 
 RUN/evaluations/test/step-000001000.json   what ``rookery ranker evaluate --json`` prints
 RUN/evaluations/test/report.html           the newest of them, drawn
@@ -7,17 +7,13 @@ RUN/evaluations/test/report.html           the newest of them, drawn
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from rookery.checkpoint.files import write_atomically
-from rookery.errors import DataError, UserError
-
-_PREFIX = "step-"
+from rookery.errors import DataError
+from rookery.train.evaluations import evaluation_path
 
 _Number = float | None  # None: not defined
 
@@ -90,51 +86,6 @@ class _KeptEvaluation(_Measured):
         return self
 
 
-def evaluation_folder(run: Path, split: str) -> Path:
-    """Where the evaluations of a partition lie."""
-    return run / "evaluations" / split
-
-
-def write_evaluation(run: Path, split: str, step: int, result: Mapping[str, Any]) -> Path:
-    """Keep the evaluation of a checkpoint; an earlier one of the same step is replaced.
-
-    Raises ``UserError`` where the run cannot be written.
-    """
-    path = evaluation_path(run, split, step)
-    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n", IN_RUN)
-    return path
-
-
-IN_RUN = "give the run's folder the permission, or copy the run to one that has it"
-"""The remedy where a file of the run cannot be written."""
-
-
-def require_writable(path: Path, remedy: str) -> None:
-    """Raise ``UserError`` where ``path`` is a folder, or lies where no file can be made; makes nothing itself."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; {remedy}")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    try:
-        tempfile.TemporaryFile(dir=above).close()  # permissions alone do not tell: a file system may be read-only
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({above}: {error.strerror or error}); {remedy}") from error
-
-
-def write_text(path: Path, text: str, remedy: str) -> None:
-    """Write a file and the folders above it, whole or not at all. Raises ``UserError`` where that is refused."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
-
-
-def evaluated_steps(run: Path, split: str) -> list[int]:
-    """Steps whose evaluation is kept, ascending."""
-    names = (path.stem.removeprefix(_PREFIX) for path in evaluation_folder(run, split).glob(f"{_PREFIX}*.json"))
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
 def read_evaluation(run: Path, split: str, step: int) -> dict[str, Any]:
     """A kept evaluation. Raises ``DataError`` when the file is not one."""
     path = evaluation_path(run, split, step)
@@ -150,8 +101,3 @@ def read_evaluation(run: Path, split: str, step: int) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path}: not the JSON that was written ({error}); delete it and evaluate again") from error
     return result
-
-
-def evaluation_path(run: Path, split: str, step: int) -> Path:
-    """Where the evaluation of a checkpoint lies."""
-    return evaluation_folder(run, split) / f"{_PREFIX}{step:09d}.json"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rookery.errors import DataError
-from rookery.ranker.evaluation_files import evaluated_steps, read_evaluation
+from rookery.ranker.evaluation_files import read_evaluation
 from rookery.ranker.report_charts import Series
+from rookery.train.evaluations import evaluated_steps
 
 logger = logging.getLogger(__name__)
 

@@ -7,23 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rookery.errors import RunNotFound, UserError
+from rookery.errors import UserError
 from rookery.ranker.build import build_preprocessor
 from rookery.ranker.evaluation import evaluate
-from rookery.ranker.evaluation_files import (
+from rookery.ranker.inputs import INPUTS, Inputs
+from rookery.ranker.report import render_report
+from rookery.ranker.run import load_run, run_config
+from rookery.train.evaluations import (
     IN_RUN,
-    evaluated_steps,
     evaluation_folder,
     evaluation_path,
     require_writable,
     write_evaluation,
     write_text,
 )
-from rookery.ranker.follow import is_last, measured_while_there, new_checkpoints
-from rookery.ranker.inputs import Inputs
-from rookery.ranker.partition import open_partition
-from rookery.ranker.report import render_report
-from rookery.ranker.run import INPUTS, load_run, run_config
+from rookery.train.follow import follow
 from rookery.train.runtime import prepare_runtime
 
 _REPORT = "--report must name a file that can be written"
@@ -77,22 +75,13 @@ def follow_run(
     _check_settable(overrides)
     if report is not None:
         require_writable(report, _REPORT)
-    evaluated: list[int] = []
-
-    def measure(step: int) -> None:
-        note(evaluate_run(run, split, step, overrides, report))
-        evaluated.append(step)
-
-    num_steps = None
-    for step in new_checkpoints(run, timeout_s=timeout_s):
-        num_steps = _num_steps(run) if num_steps is None else num_steps
-        if step not in evaluated_steps(run, split):
-            measured_while_there(run, step, measure)
-        if is_last(run, step, run_config(run).training, num_steps):
-            return {"run": str(run), "split": split, "evaluated": evaluated, "reason": "finished"}
-    if num_steps is None:
-        raise RunNotFound(f"{run}: no checkpoint came within {timeout_s:g} s; start its training, or wait longer")
-    return {"run": str(run), "split": split, "evaluated": evaluated, "reason": "timeout"}
+    return follow(
+        run,
+        split,
+        lambda: run_config(run).training,
+        lambda step: note(evaluate_run(run, split, step, overrides, report)),
+        timeout_s=timeout_s,
+    )
 
 
 def _check_settable(overrides: Sequence[str]) -> None:
@@ -102,11 +91,3 @@ def _check_settable(overrides: Sequence[str]) -> None:
                 f"--set {override}: the model is trained already; fields of evaluation, validation_data and runtime "
                 "can be replaced"
             )
-
-
-def _num_steps(run: Path) -> int:
-    """Steps of the whole training, counted as training counts them."""
-    config = run_config(run)
-    preprocessor = build_preprocessor(config, Inputs.open(run / INPUTS))
-    stream = open_partition(config, config.train_data, preprocessor, shuffle=config.train_data.shuffle)
-    return config.training.num_steps(stream.batches_per_epoch)

@@ -340,6 +340,11 @@ class _Loop(Generic[B]):
             "stream": self._position.to_json(),
             "means": _summed_state(gather_objects(self._meter.state())),
             "best": self._best.state() if self._best else None,
+            "ends": {
+                "num_steps": self._num_steps,
+                "num_train_steps": self._config.num_train_steps,
+                "num_epochs": self._config.num_epochs,
+            },
             "world_size": world_size(),
             "ledger": {
                 "current": Ledger.merged(gather_objects(self._ledger)).to_json(),

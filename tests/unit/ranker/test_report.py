@@ -17,7 +17,6 @@ from scipy.stats import binomtest
 from rookery.metrics.engagement import EngagementMeter, MeasureOptions
 from rookery.metrics.engagement_rows import EngagementRows
 from rookery.ranker.evaluation import Evaluation
-from rookery.ranker.evaluation_files import write_evaluation
 from rookery.ranker.report import render_report
 from rookery.ranker.report_charts import (
     Estimate,
@@ -30,6 +29,7 @@ from rookery.ranker.report_charts import (
 )
 from rookery.ranker.report_curves import MAX_POINTS, evaluation_curves, training_curves
 from rookery.ranker.report_svg import linear_scale, log_scale, percent, probability_scale
+from rookery.train.evaluations import write_evaluation
 
 HOSTILE = "<b>\"like\" & 'more'</b>"
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluated_run import read_config
 
 from rookery.errors import DataError, RunNotFound, UserError
-from rookery.ranker.evaluation_files import evaluated_steps, read_evaluation
+from rookery.ranker.evaluation_files import read_evaluation
 from rookery.ranker.run_evaluation import evaluate_run, follow_run
+from rookery.ranker.train import train_ranker
+from rookery.train.evaluations import evaluated_steps
 
 FEW = ("evaluation.num_bootstrap=2",)
 
@@ -77,13 +80,19 @@ def test_following_measures_each_checkpoint_once_and_stops_behind_the_last(run: 
     assert "AUROC on test" in page  # over the evaluated steps, beside what training measured
 
 
-def test_the_last_step_of_epochs_is_counted_from_the_files(run: Path) -> None:
-    config = run / "config.yaml"
+def test_the_last_step_of_epochs_is_known(trained: Path, tmp_path: Path) -> None:
     # 3,000 rows in batches of 200: 15 batches an epoch.
-    config.write_text(config.read_text().replace("num_train_steps: 60", "num_epochs: 4"))
-    assert followed(run)[1]["reason"] == "finished"
-    config.write_text(config.read_text().replace("num_epochs: 4", "num_epochs: 5"))
-    assert followed(run)[1]["reason"] == "timeout"
+    ends = (f"training.save_dir={tmp_path / 'run'}", "training.num_train_steps=null", "training.num_epochs=2")
+    train_ranker(read_config(trained / "config.yaml", *ends))
+    assert followed(tmp_path / "run")[1] == {
+        "run": str(tmp_path / "run"),
+        "split": "test",
+        "evaluated": [20, 30],
+        "reason": "finished",
+    }
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("num_epochs: 2", "num_epochs: 3"))
+    assert followed(tmp_path / "run")[1]["reason"] == "timeout"
 
 
 def test_following_gives_up_in_time(run: Path) -> None:

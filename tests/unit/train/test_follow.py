@@ -12,12 +12,13 @@ import torch
 
 from rookery.checkpoint.checkpointer import Checkpointer
 from rookery.errors import RunNotFound
-from rookery.ranker.follow import is_last, measured_while_there, new_checkpoints
 from rookery.train.config import EarlyStopping, KeepBest, TrainingConfig
+from rookery.train.follow import is_last, measured_while_there, new_checkpoints
 
 
 def save(run: Path, step: int, **best: object) -> None:
-    Checkpointer(run).save(step, {"model": {"weight": torch.ones(2)}}, {"best": best or None})
+    ends = {"num_steps": 100, "num_train_steps": 100, "num_epochs": None}
+    Checkpointer(run).save(step, {"model": {"weight": torch.ones(2)}}, {"best": best or None, "ends": ends})
 
 
 def remove(run: Path, step: int) -> None:
@@ -74,8 +75,15 @@ def training(tmp_path: Path, **fields: object) -> TrainingConfig:
 
 def test_the_last_one_is_that_of_the_last_step(tmp_path: Path) -> None:
     save(tmp_path, 99)
-    assert not is_last(tmp_path, 99, training(tmp_path), 100)
-    assert is_last(tmp_path, 100, training(tmp_path), 100)
+    assert not is_last(tmp_path, 99, training(tmp_path))
+    save(tmp_path, 100)
+    assert is_last(tmp_path, 100, training(tmp_path))
+
+
+def test_a_run_that_was_given_more_steps_goes_on(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    assert not is_last(tmp_path, 100, training(tmp_path, num_train_steps=150))
+    assert not is_last(tmp_path, 100, training(tmp_path, num_epochs=3))
 
 
 @pytest.mark.parametrize(("num_without_gain", "ends"), [(1, False), (2, True)])
@@ -88,6 +96,6 @@ def test_or_that_at_which_training_gave_up(tmp_path: Path, num_without_gain: int
     )
     progress = {"best_step": 10, "best_value": 0.7, "reference": 0.7, "num_without_gain": num_without_gain}
     save(tmp_path, 30, metric="valid/mean/auroc", mode="max", **progress)
-    assert is_last(tmp_path, 30, config, 100) is ends
+    assert is_last(tmp_path, 30, config) is ends
     remove(tmp_path, 30)
-    assert not is_last(tmp_path, 30, config, 100)
+    assert not is_last(tmp_path, 30, config)

@@ -1,0 +1,50 @@
+"""Measuring checkpoints of a TwHIN run, one or all as they come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_graph import make_config, planted_splits, write_graph
+
+from rookery.errors import RunNotFound, UserError
+from rookery.train.evaluations import evaluated_steps
+from rookery.twhin.run_evaluation import Measured, evaluate_run, follow_run
+from rookery.twhin.train import train_twhin
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    graph = write_graph(tmp_path / "graph", planted_splits())
+    fields = {"training.num_train_steps": 6, "training.checkpoint_every_n": 2}
+    train_twhin(make_config(graph, tmp_path / "run", fields))
+    return tmp_path / "run"
+
+
+def followed(run: Path) -> tuple[list[Measured], dict[str, object]]:
+    noted: list[Measured] = []
+    return noted, follow_run(run, "valid", timeout_s=0.1, note=noted.append)
+
+
+def test_each_checkpoint_is_measured_once_and_the_last_ends_it(run: Path) -> None:
+    noted, result = followed(run)
+    assert [each.step for each in noted] == result["evaluated"] == [2, 4, 6]
+    assert result["reason"] == "finished"
+    assert evaluated_steps(run, "valid") == [2, 4, 6]
+    kept = json.loads((run / "evaluations" / "valid" / "step-000000006.json").read_text())
+    assert kept["metrics"] == evaluate_run(run, "valid", 6).evaluation.metrics()
+    assert followed(run) == ([], {**result, "evaluated": []})
+
+
+def test_following_what_never_starts(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFound, match=r"no checkpoint came within 0\.1 s"):
+        followed(tmp_path / "nowhere")
+
+
+def test_one_checkpoint_cannot_be_named_beside_follow() -> None:
+    from rookery.cli.run_flags import require_every_checkpoint
+
+    require_every_checkpoint("auto")
+    with pytest.raises(UserError, match="--checkpoint best: --follow measures every checkpoint"):
+        require_every_checkpoint("best")
