@@ -1,0 +1,213 @@
+"""What docs/deploy starts exists: manifests hang together, and every command is one that the real parsers take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from torch.distributed.run import get_args_parser
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from rookery.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "docs" / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+SCRIPTS = sorted((DEPLOY / "slurm").glob("*.sbatch"))
+KINDS = {
+    "Service": "v1",
+    "Job": "batch/v1",
+    "Deployment": "apps/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "PyTorchJob": "kubeflow.org/v1",
+}
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+
+
+def all_documents() -> list[dict[str, Any]]:
+    return [document for file in MANIFESTS for document in documents(file)]
+
+
+def templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod templates of a document."""
+    spec = document["spec"]
+    replicas = spec.get("pytorchReplicaSpecs", {}).values()
+    return [spec["template"]] if "template" in spec else [replica["template"] for replica in replicas]
+
+
+def containers() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """File, pod and container of every container."""
+    return [
+        (file.name, template["spec"], container)
+        for file in MANIFESTS
+        for document in documents(file)
+        for template in templates(document)
+        for container in template["spec"]["containers"]
+    ]
+
+
+def lines_of(script: Path) -> Iterator[list[str]]:
+    """The commands of a script that start something, without what launches them and what follows."""
+    for line in script.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        started = re.match(r"(?:srun (?:--\S+ )*)?((?:torchrun|rookery) .*?)\s*&?$", line)
+        if started:
+            yield shlex.split(started[1])
+
+
+def in_the_dockerfile() -> list[str]:
+    (command,) = re.findall(r"^CMD (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return yaml.safe_load(command)
+
+
+COMMANDS = [
+    *[(name, container["command"]) for name, _, container in containers()],
+    *[(script.name, command) for script in SCRIPTS for command in lines_of(script)],
+    ("Dockerfile", in_the_dockerfile()),
+]
+
+
+def resolve(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that ``words`` name, and what is passed to it."""
+    command: Any = typer.main.get_command(app)
+    while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"no command {words[0]!r}; there are {sorted(command.commands)}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def parse(words: list[str]) -> None:
+    """Raises what typer raises for flags that do not exist and arguments that are missing or too many."""
+    command, rest = resolve(words)
+    if rest != ["--help"]:
+        command.make_context(command.name, rest)
+
+
+def rookery_part(command: list[str]) -> list[str]:
+    """What the command passes to rookery; torchrun's own part goes through its own parser."""
+    if command[0] == "rookery":
+        return command[1:]
+    assert command[0] == "torchrun", command
+    launch = get_args_parser().parse_args(command[1:])
+    assert (launch.module, launch.training_script) == (True, "rookery")
+    return launch.training_script_args
+
+
+@pytest.mark.parametrize(("file", "command"), COMMANDS, ids=[f"{f}: {' '.join(c[:3])}" for f, c in COMMANDS])
+def test_every_command_is_one_that_there_is(file, command):
+    words = rookery_part(command)
+    if words[0] == "reader" and "reader" not in typer.main.get_command(app).commands:
+        pytest.skip("rookery reader is not there yet")
+    parse(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["twhin trian c.yaml", "twhin train c.yaml --savedir x", "twhin train", "ranker evaluate r s --follow"],
+)
+def test_a_wrong_command_would_be_found(words):
+    with pytest.raises((TyperException, AssertionError)):
+        parse(words.split())
+
+
+def test_every_file_starts_something():
+    assert {name for name, _ in COMMANDS} == {file.name for file in (*MANIFESTS, *SCRIPTS)} | {"Dockerfile"}
+
+
+def test_documents_are_of_known_kinds():
+    found = {(document["kind"], document["apiVersion"]) for document in all_documents()}
+    assert found == set(KINDS.items())
+    assert all(document["metadata"]["name"] for document in all_documents())
+
+
+def test_selectors_select_pods_that_there_are():
+    labels = [template["metadata"]["labels"] for document in all_documents() for template in templates(document)]
+    for document in all_documents():
+        spec = document["spec"]
+        selector = spec.get("podSelector") or spec.get("selector")
+        if selector:
+            wanted = selector.get("matchLabels", selector)
+            pods = [one["metadata"]["labels"] for one in templates(document)] or labels
+            assert any(wanted.items() <= pod.items() for pod in pods), document["metadata"]
+
+
+def test_services_name_ports_that_containers_open():
+    for file in MANIFESTS:
+        services = [document["spec"] for document in documents(file) if document["kind"] == "Service"]
+        opened = {
+            (port["name"], port["containerPort"])
+            for name, _, container in containers()
+            for port in container.get("ports", [])
+            if name == file.name
+        }
+        assert {(port["name"], port["port"]) for spec in services for port in spec["ports"]} == opened
+        assert all(spec["clusterIP"] == "None" for spec in services)
+
+
+@pytest.mark.parametrize(("file", "pod", "container"), containers(), ids=lambda value: str(value)[:16])
+def test_pods_are_whole(file, pod, container):
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
+    assert f"--uid {pod['securityContext']['runAsUser']}" in (ROOT / "Dockerfile").read_text()
+    assert container["image"] == "rookery:latest"
+    assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+    mounts = tuple(mount["mountPath"] for mount in container["volumeMounts"])
+    paths = [word for word in container["command"] if word.startswith("/")]
+    assert paths and all(path.startswith(mounts) for path in paths)
+
+
+def test_the_job_meets_at_its_first_pod():
+    service, job = documents(DEPLOY / "kubernetes" / "train.yaml")
+    spec, name = job["spec"], job["metadata"]["name"]
+    pod = spec["template"]["spec"]
+    launch = get_args_parser().parse_args(pod["containers"][0]["command"][1:])
+    assert spec["completionMode"] == "Indexed"
+    assert int(launch.nnodes) == spec["completions"] == spec["parallelism"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert launch.rdzv_endpoint == f"{name}-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}"
+    assert service["spec"]["publishNotReadyAddresses"]
+
+
+def test_ranks_have_time_for_a_checkpoint():
+    for _, pod, container in containers():
+        if container["command"][0] == "torchrun":
+            launch = get_args_parser().parse_args(container["command"][1:])
+            assert pod["terminationGracePeriodSeconds"] > launch.shutdown_timeout > 30
+    (script,) = (DEPLOY / "slurm").glob("train.sbatch")
+    (command,) = lines_of(script)
+    (before_s,) = re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", script.read_text(), re.MULTILINE)
+    assert int(before_s) > get_args_parser().parse_args(command[1:]).shutdown_timeout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_scripts_are_bash(script):
+    result = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_hadolint_finds_nothing():
+    linter = Path(sys.executable).with_name("hadolint")
+    result = subprocess.run([linter, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+def test_the_image_installs_as_the_project_does():
+    text = (ROOT / "Dockerfile").read_text()
+    named = set(re.findall(r"(?:scripts|requirements)/[\w.-]+", text))
+    assert named == {"scripts/install", *(f"requirements/{file.name}" for file in (ROOT / "requirements").iterdir())}
+    assert all((ROOT / name).is_file() for name in named)
+    assert not re.search(r"https?://", text)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    assert {name for names in copied for name in names.split()} == kept
