@@ -18,6 +18,7 @@ from rookery.cli import (
     ranker_score,
     ranker_tools,
     ranker_train,
+    reader,
     serve,
     timeline,
     twhin_ingest,
@@ -58,7 +59,7 @@ ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impre
 app.add_typer(ranker, name="ranker")
 for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools):
     _commands.register(ranker)
-for _commands in (timeline, serve, data, world, config, doctor, demo):
+for _commands in (timeline, serve, reader, data, world, config, doctor, demo):
     _commands.register(app)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import rookery
@@ -14,6 +13,7 @@ from rookery.config.fields import leaves
 from rookery.data.flight_wire import TensorTypes
 from rookery.data.row_groups import RowGroupSlice
 from rookery.data.stream import ParquetStream
+from rookery.storage.location import Location
 
 Description = dict[str, Any]
 """Numbers and strings by dotted field."""
@@ -75,7 +75,7 @@ def _sum(parts: Iterable[bytes]) -> str:
     return total.hexdigest()[:16]
 
 
-def _footer(file: Path) -> bytes:
+def _footer(file: Location) -> bytes:
     """Name, size and footer of a Parquet file."""
     with file.open("rb") as opened:
         size = opened.seek(-_FOOTER_END_BYTES, 2) + _FOOTER_END_BYTES

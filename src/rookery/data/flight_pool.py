@@ -60,6 +60,7 @@ class ReaderPool:
         self._members: dict[Address, _Member] = {}
         self._changed = threading.Condition()
         self._is_closed = False
+        self._is_told = False
         self._found_at = 0.0
         self._watch: threading.Thread | None = None
 
@@ -75,7 +76,6 @@ class ReaderPool:
         where none answers in time.
         """
         ends = time.monotonic() + self._wait_s
-        is_told = False
         while True:
             self._look_for_readers()
             pending = [member for member in self._members.values() if not member.is_ready]
@@ -88,9 +88,9 @@ class ReaderPool:
                 return
             if time.monotonic() >= ends:
                 raise self._gone()
-            if not is_told:
+            if not self._is_told:
                 logger.warning("waiting up to %g s for readers:\n%s", self._wait_s, self._problems())
-                is_told = True
+                self._is_told = True
             time.sleep(_LOOK_EVERY_S)
 
     def fetch(self, ticket: Ticket, number: int) -> list[LaneRows]:
@@ -127,7 +127,6 @@ class ReaderPool:
 
     def _choose(self, number: int, ends: float) -> _Member:
         """A reader that is ready, of the own ones by turns; waits for one until ``ends``."""
-        is_told = False
         with self._changed:
             while True:
                 if self._is_closed:
@@ -140,13 +139,9 @@ class ReaderPool:
                     return ready[0]
                 if time.monotonic() >= ends:
                     raise self._gone()
-                if not is_told:
-                    logger.warning(
-                        "no reader answers; training waits up to %g s:\n%s",
-                        max(0.0, ends - time.monotonic()),
-                        self._problems(),
-                    )
-                    is_told = True
+                if not self._is_told:
+                    logger.warning("no reader answers; training waits up to %g s:\n%s", self._wait_s, self._problems())
+                    self._is_told = True
                 self._changed.wait(_LOOK_EVERY_S)
 
     def _own(self, num_readers: int) -> range:
@@ -162,19 +157,20 @@ class ReaderPool:
             if not member.is_ready or self._is_closed:  # another thread was quicker
                 return
             self._enter(member, problem)
-            others = sum(other.is_ready for other in self._members.values())
-        pause_s = member.pause_ends - time.monotonic()
+            is_last = not any(other.is_ready for other in self._members.values())
         logger.warning(
-            "reader %s: %s. Its tickets go to the others, of which %d answer; it is asked again in %.0f s",
+            "reader %s: %s; %s, and it is asked again in %.0f s",
             member.reader.address,
             problem,
-            others,
-            pause_s,
+            "no other one answers" if is_last else "its tickets go to the others",
+            member.pause_ends - time.monotonic(),
         )
 
     def _enter(self, member: _Member, problem: Failed | None) -> None:
         member.is_ready = problem is None
-        if problem is not None:
+        if problem is None:
+            self._is_told = False
+        else:
             member.problem = str(problem)
             pause_s = min(_FIRST_PAUSE_S * 2**member.num_failures, _LONGEST_PAUSE_S)
             member.num_failures = min(member.num_failures + 1, 16)
@@ -188,11 +184,11 @@ class ReaderPool:
             for member in list(self._members.values()):
                 if not member.is_ready and time.monotonic() >= member.pause_ends and not self._is_closed:
                     problem = _greeted(member)
+                    if problem is None:
+                        logger.warning("reader %s answers", member.reader.address)
                     with self._changed:
                         self._enter(member, problem)
                         self._changed.notify_all()
-                    if problem is None:
-                        logger.warning("reader %s answers", member.reader.address)
             with self._changed:
                 self._changed.wait(_LOOK_EVERY_S)
 

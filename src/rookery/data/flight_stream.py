@@ -111,7 +111,8 @@ class FlightStream(LaneStream):
                 first=first,
                 count=count,
             )
-            self._asked.append(_Request(ticket, first // self._batches_per_ticket, Future()))
+            number = epoch * -(-self.batches_per_epoch // self._batches_per_ticket) + first // self._batches_per_ticket
+            self._asked.append(_Request(ticket, number, Future()))
             self._requests.put(self._asked[-1])
             self._next_ticket = (epoch, first + count)
 

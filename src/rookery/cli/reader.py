@@ -1,0 +1,115 @@
+"""``rookery reader``: training batches over Arrow Flight."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rookery.cli.output import progress_console
+from rookery.errors import ConfigError, RookeryError
+
+if TYPE_CHECKING:
+    from rookery.data.flight_server import ReaderServer, Source
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("reader")(_reader)
+
+
+def _reader(
+    config: Annotated[
+        Path, typer.Argument(help="The configuration that the trainers train by, TwHIN's or a ranker's.")
+    ],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; only with a token other than 127.0.0.1.")
+    ] = "127.0.0.1:8815",
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): connections are encrypted.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that trainers carry; or set ROOKERY_TOKEN.")
+    ] = None,
+    save_dir: Annotated[
+        Path | None, typer.Option(help="The run, as the trainers have it; replaces training.save_dir.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field, as for the trainers."),
+    ] = None,
+) -> None:
+    """Read, shuffle and preprocess for trainers that name this reader in parallel.readers, until SIGTERM or Ctrl-C."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log says what the error says; read when it is loaded
+    from rookery.config.token import find_token
+    from rookery.data.flight_server import ReaderServer
+
+    host, port = _host_and_port(listen)
+    token = find_token(host, token_file, os.environ)
+    certificate = _certificate(tls_cert, tls_key)
+    source = _source(config, save_dir, overrides or [])
+    scheme = "grpc" if certificate is None else "grpc+tls"
+    location = f"{scheme}://{f'[{host}]' if ':' in host else host}"
+    try:
+        server = ReaderServer(source, f"{location}:{port}", token=token, certificate=certificate)
+    except Exception as error:
+        raise RookeryError(f"--listen {listen}: cannot be listened at ({error}); choose another address") from error
+    _serve(server, f"reading {config} at {location}:{server.port}")
+
+
+def _serve(server: ReaderServer, greeting: str) -> None:
+    """Until SIGTERM or Ctrl-C; tickets that are under way then are finished."""
+    import logging
+    import signal
+    import threading
+
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    progress_console.print(greeting, soft_wrap=True)
+    stopped.wait()
+    server.shutdown()
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"--listen {listen}: must be host:port, as in 127.0.0.1:8815 (port 0: any that is free)")
+    return host.strip("[]"), int(port)
+
+
+def _certificate(cert: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("--tls-cert and --tls-key: give both, or neither")
+    try:
+        return cert.read_bytes(), key.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--tls-cert, --tls-key: cannot be read ({error})") from error
+
+
+def _source(path: Path, save_dir: Path | None, overrides: list[str]) -> Source:
+    """What the configuration trains on: TwHIN's has relations, a ranker's has features."""
+    import json
+
+    from rookery.config.document import read_document
+    from rookery.config.loader import load_config
+    from rookery.train.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    flags = [] if save_dir is None else [f"training.save_dir={json.dumps(str(save_dir))}"]
+    data = read_document(path).data
+    if not (isinstance(data, dict) and "features" in data):
+        from rookery.twhin.config import TwhinConfig
+        from rookery.twhin.reading import EdgeSource
+
+        return EdgeSource(load_config(TwhinConfig, path, overrides, flags))
+    from rookery.ranker.config import RankerConfig
+    from rookery.ranker.reading import BatchSource
+
+    source = BatchSource(load_config(RankerConfig, path, overrides, flags))
+    source.wait_for_inputs(lambda message: progress_console.print(message, soft_wrap=True))
+    return source
