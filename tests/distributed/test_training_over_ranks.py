@@ -184,8 +184,17 @@ def measure_ranker(run: Path) -> dict[str, float]:
     return evaluate_ranker(loaded.config, "valid", loaded.model, loaded.preprocessor, num_bootstrap=5).metrics()
 
 
-def test_processes_measure_exactly_what_one_does(graph: Graph, impressions: tuple[Path, Path], tmp_path: Path) -> None:
-    run_ranks(1, train, graph.path, tmp_path / "twhin", {"training.num_train_steps": 20})
+def wide_graph(folder: Path) -> Path:
+    """So many entities that queries come in several chunks."""
+    rng = np.random.default_rng(0)
+    edges = np.stack([rng.integers(0, 3000, 3000), rng.integers(0, 2, 3000), rng.integers(0, 2000, 3000)], 1)
+    triples = list(map(tuple, np.unique(edges, axis=0).tolist()))
+    splits = {"train": triples[::2], "valid": triples[1::2]}
+    return write_graph(folder, splits, num_entities={"user": 3000, "item": 2000}, row_group_size=50).path
+
+
+def test_processes_measure_exactly_what_one_does(impressions: tuple[Path, Path], tmp_path: Path) -> None:
+    run_ranks(1, train, wide_graph(tmp_path / "graph"), tmp_path / "twhin", {"training.num_train_steps": 20})
     run_ranks(1, train_on, *impressions, tmp_path / "ranker", {"validation_data__valid__batch_size": 37})
     for measure, run in ((measure_twhin, tmp_path / "twhin"), (measure_ranker, tmp_path / "ranker")):
         (alone,) = run_ranks(1, measure, run)
