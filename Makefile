@@ -12,7 +12,7 @@ DEV := .venv/installed-dev-$(ACCELERATOR)
 INSTALL_INPUTS := pyproject.toml $(wildcard requirements/*.txt) scripts/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-browser check bench clean
+.PHONY: help demo dev test test-browser test-spark check bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -33,6 +33,10 @@ test: $(DEV) ## the test suite
 test-browser: $(DEV) ## the page in a headless Chromium; screenshots go to build/screenshots
 	scripts/browser
 	$(BIN)/python -m pytest tests/browser
+
+test-spark: $(DEV) ## the ingest on Spark against the one on this machine; installs PySpark (434 MB), needs Java 17
+	scripts/spark
+	$(BIN)/python -m pytest tests/unit/data/test_ingest_spark.py
 
 check: $(DEV) ## style, types, import contracts
 	scripts/check

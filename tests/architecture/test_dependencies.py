@@ -7,7 +7,7 @@ import importlib.metadata
 import re
 import sys
 
-EXTRAS = ("cluster", "onnx", "tune", "serve")
+EXTRAS = ("cluster", "onnx", "tune", "serve", "spark")
 
 
 def declared(extra: str | None) -> set[str]:

@@ -41,6 +41,11 @@ class TestIngest:
         assert "follow" in shown and "4 entity" in shown
         assert edges_of(Graph.open(edges / "graph")) == [tuple(line.split("\t")) for line in TRIPLES.splitlines()]
 
+    def test_memory_is_a_matter_of_sparks_own_settings(self, edges):
+        flags = ("--engine", "spark", "--memory-limit", "4GB")
+        refused = rookery("twhin", "ingest", "edges.tsv", "graph", *flags, cwd=edges, expect=2)
+        assert "--memory-limit" in refused.stderr and "spark.driver.memory" in refused.stderr
+
     def test_json_is_one_object_and_nothing_else(self, edges):
         result = rookery("twhin", "ingest", "edges.tsv", "graph", *TYPED, "--json", cwd=edges)
         report = json.loads(result.stdout)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Group
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from rookery.cli.ingest_flags import MAPPING, Flags, read_flags
 from rookery.cli.output import JsonFlag, emit, progress_console
+from rookery.errors import UserError
 
 if TYPE_CHECKING:
     from rookery.data.graph import Graph
@@ -71,8 +73,12 @@ Duplicates = Annotated[
     str | None, typer.Option(metavar="keep|drop|sum", help="Repeated edges; sum adds their weights. Default: keep.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Of random splits. Default: 0.")]
+Engine = Annotated[
+    Literal["duckdb", "spark"],
+    typer.Option(help="duckdb: on this machine. spark: on a cluster, or here with --threads; needs the extra spark."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: every core.")]
-MemoryLimit = Annotated[str | None, typer.Option(help="Before spilling to disk beside GRAPH. Default: 6GB.")]
+MemoryLimit = Annotated[str | None, typer.Option(help="Of duckdb, before spilling to disk beside GRAPH. Default: 6GB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace GRAPH if it is a graph.")]
 
 
@@ -102,6 +108,7 @@ def _ingest(
     leave_k_out: LeaveKOut = None,
     duplicates: Duplicates = None,
     seed: Seed = None,
+    engine: Engine = "duckdb",
     threads: Threads = None,
     memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
@@ -111,8 +118,6 @@ def _ingest(
 
     A headerless TSV `lhs<TAB>relation<TAB>rhs` needs no options; nor does `lhs<TAB>rhs`.
     """
-    from rookery.data.ingest import Resources, ingest
-
     columns = {"lhs": lhs_column, "relation": relation_column, "rhs": rhs_column}
     config, folder = read_flags(
         Flags(
@@ -125,17 +130,34 @@ def _ingest(
         )
     )
     started = time.monotonic()
+    run = _on_spark(threads, memory_limit) if engine == "spark" else _on_duckdb(threads, memory_limit)
     with progress_console.status("ingesting") as status:
-        result = ingest(
+        result = run(
             config,
             folder,
             graph,
-            resources=Resources(memory_limit, threads),
             overwrite=overwrite,
             notify=lambda stage: status.update(f"ingesting: {stage}"),
         )
     report = _report(result, time.monotonic() - started)
     emit(report, as_json, lambda: _render(result, report))
+
+
+def _on_duckdb(threads: int | None, memory_limit: str | None) -> Callable[..., Graph]:
+    from rookery.data.ingest import Resources, ingest
+
+    return partial(ingest, resources=Resources(memory_limit, threads))
+
+
+def _on_spark(threads: int | None, memory_limit: str | None) -> Callable[..., Graph]:
+    if memory_limit is not None:
+        raise UserError(
+            "--memory-limit: is of the engine duckdb; set spark.driver.memory and spark.executor.memory, as "
+            "spark-submit and spark-defaults.conf take them"
+        )
+    from rookery.data.ingest_spark import ingest_with_spark
+
+    return partial(ingest_with_spark, num_threads=threads)
 
 
 def _report(graph: Graph, elapsed_s: float) -> dict[str, Any]:

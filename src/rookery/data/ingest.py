@@ -7,7 +7,7 @@ row numbers; sort by row order; write. About 0.9 µs of one core an edge with st
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,8 @@ DEFAULT_MEMORY_LIMIT_BYTES = 6_000_000_000
 Notify = Callable[[str], None]
 
 
-def _say_nothing(_stage: str) -> None:
-    pass
+def say_nothing(_stage: str) -> None:
+    """A ``Notify`` for nobody."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def ingest(
     *,
     resources: Resources | None = None,
     overwrite: bool = False,
-    notify: Notify = _say_nothing,
+    notify: Notify = say_nothing,
 ) -> Graph:
     """Write the graph that ``config`` describes to ``out`` and open it.
 
@@ -61,9 +61,7 @@ def ingest(
     Raises ``DataError`` for bad input, with the place, the value and the remedy.
     """
     sources = resolve_sources(config.sources, folder)
-    for source in sources:
-        if out.resolve() in source.file.resolve().parents:
-            raise DataError(f"{source.file}: lies in the graph that is to be written; move it out of {out}")
+    require_outside(sources, out)
     with (
         staged(out, overwrite=overwrite, marker=MANIFEST) as staging,
         open_database(staging.scratch, resources or Resources()) as db,
@@ -76,8 +74,16 @@ def ingest(
         entity_types = _write_vocabularies(db, layout, staging.folder)
         notify("writing edges")
         splits = _write_edges(db, layout, staging.folder)
-        _write_manifest(db, config, layout, entity_types, splits, staging.folder)
+        counts = db.execute("SELECT rel, split, count(*) FROM edge GROUP BY ALL").fetchall()
+        write_manifest(staging.folder, config, layout, entity_types, splits, counts)
     return Graph.open(out)
+
+
+def require_outside(sources: Sequence[Source], out: Path) -> None:
+    """Raise ``DataError`` where writing ``out`` would remove what is read."""
+    for source in sources:
+        if out.resolve() in source.file.resolve().parents:
+            raise DataError(f"{source.file}: lies in the graph that is to be written; move it out of {out}")
 
 
 def load(db: duckdb.DuckDBPyConnection, config: IngestConfig, sources: Sequence[Source]) -> Layout:
@@ -142,7 +148,7 @@ def _write_vocabularies(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Pa
         """)
         path = f"vocab/{name}.parquet"
         query = f"SELECT rowid AS row, entity AS id, lhs_degree, rhs_degree FROM vocabulary_{code} ORDER BY rowid"
-        num_entities = _copy(db, query, graph / path)
+        num_entities = copy_rows(db, query, graph / path)
         infos[name] = EntityTypeInfo(num_entities=num_entities, vocab=path, id_type=id_type)
     db.execute("DROP TABLE degree")
     id_sql = layout.id_sql
@@ -177,7 +183,9 @@ def _count_degrees(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
 
 
 def _write_edges(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> dict[str, SplitInfo]:
-    weight = ", edge.weight AS weight" if layout.weighted else ""
+    # nullif: what DuckDB knows to hold no null it writes as required, and what it knows depends on how the edges came.
+    rel = "nullif(edge.rel::BIGINT, -1) AS rel"
+    weight = ", nullif(edge.weight, -1) AS weight" if layout.weighted else ""
     present = {code for (code,) in db.execute("SELECT DISTINCT split FROM edge").fetchall()}
     splits = {}
     for code, name in enumerate(SPLITS):
@@ -185,7 +193,7 @@ def _write_edges(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> 
             continue
         # Entities of the other side stay out of the hash tables: half the memory where users meet items.
         query = f"""
-            SELECT l.row AS lhs, edge.rel::BIGINT AS rel, r.row AS rhs{weight}
+            SELECT l.row AS lhs, {rel}, r.row AS rhs{weight}
             FROM edge JOIN relation USING (rel)
             JOIN vocabulary l ON l.on_lhs AND l.type = lhs_type AND l.id = edge.lhs
             JOIN vocabulary r ON r.on_rhs AND r.type = rhs_type AND r.id = edge.rhs
@@ -193,12 +201,12 @@ def _write_edges(db: duckdb.DuckDBPyConnection, layout: Layout, graph: Path) -> 
         """
         folder = graph / "edges" / name
         folder.mkdir(parents=True)
-        num_edges = _copy(db, query, folder / "part-00000.parquet")
+        num_edges = copy_rows(db, query, folder / "part-00000.parquet")
         splits[name] = SplitInfo(path=f"edges/{name}", num_edges=num_edges, files=("part-00000.parquet",))
     return splits
 
 
-def _copy(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> int:
+def copy_rows(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> int:
     """Write the rows of ``query`` as Parquet; returns how many."""
     (count,) = db.execute(
         f"COPY ({query}) TO {literal(str(file))} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP_SIZE})"
@@ -206,23 +214,22 @@ def _copy(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> int:
     return int(count)
 
 
-def _write_manifest(
-    db: duckdb.DuckDBPyConnection,
+def write_manifest(
+    graph: Path,
     config: IngestConfig,
     layout: Layout,
     entity_types: dict[str, EntityTypeInfo],
     splits: dict[str, SplitInfo],
-    graph: Path,
+    counts: Iterable[tuple[int, int, int]],
 ) -> None:
-    counts = {
-        (rel, split): n for rel, split, n in db.execute("SELECT rel, split, count(*) FROM edge GROUP BY ALL").fetchall()
-    }
+    """``manifest.json`` and ``relations.parquet``. ``counts``: row number of a relation, code of a split, edges."""
+    num_edges = {(rel, split): count for rel, split, count in counts}
     relations = tuple(
         RelationInfo(
             name=relation.name,
             lhs=relation.lhs,
             rhs=relation.rhs,
-            num_edges={split: counts.get((rel, SPLITS.index(split)), 0) for split in splits},
+            num_edges={split: num_edges.get((rel, SPLITS.index(split)), 0) for split in splits},
         )
         for rel, relation in enumerate(layout.relations)
     )

@@ -31,7 +31,7 @@ class Layout:
     @property
     def id_sql(self) -> str:
         """The type that all ids are kept in: strings as soon as one entity type has string ids."""
-        return "BIGINT" if set(self.id_types.values()) == {"int64"} else "VARCHAR"
+        return "BIGINT" if set(self.id_types.values()) == {"int64"} else "STRING"
 
     def relation_names(self) -> list[str]:
         return [relation.name for relation in self.relations]

@@ -7,7 +7,7 @@ The table ``edge`` has the columns lhs, rel, rhs, split and, where the layout as
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 import duckdb
@@ -41,13 +41,18 @@ def _distinct_relations(db: duckdb.DuckDBPyConnection, source: Source) -> set[st
         found = {name for (name,) in db.execute(query).fetchall() if name}  # load_edges reports the empty ones
     except duckdb.Error as error:
         raise explain_unreadable(db, source, error) from error
+    require_few_relations(source, found)
+    return found
+
+
+def require_few_relations(source: Source, found: Collection[str]) -> None:
+    """Raise ``DataError`` where the relations that ``source`` was found to have are too many to be relations."""
     if len(found) > MAX_FOUND_RELATIONS:
         raise DataError(
             f"{source.file}: {source.column_name('relation')} holds more than {MAX_FOUND_RELATIONS:,} relations "
             f"(such as {min(found)!r}); if it is not the relation, pass --lhs-column and --rhs-column; "
             "if it is, declare the relations in a mapping"
         )
-    return found
 
 
 def load_edges(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
@@ -84,9 +89,9 @@ def _create_tables(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
 
 def _load_source(db: duckdb.DuckDBPyConnection, source: Source, layout: Layout) -> int:
     values = {
-        "lhs": _id_sql(source, "lhs", layout),
+        "lhs": id_sql(source.column_sql("lhs"), source, "lhs", layout),
         "rel": _relation_sql(source, layout),
-        "rhs": _id_sql(source, "rhs", layout),
+        "rhs": id_sql(source.column_sql("rhs"), source, "rhs", layout),
         "split": str(SPLITS.index(source.split)),
         "weight": _weight_sql(source),
         "time": _time_sql(source),
@@ -99,16 +104,18 @@ def _load_source(db: duckdb.DuckDBPyConnection, source: Source, layout: Layout) 
     return int(count)
 
 
-def _id_sql(source: Source, side: str, layout: Layout) -> str:
-    """NULL for what is no id: empty, or not written as an integer should be where integers are due."""
-    column = source.column_sql(side)
+def id_sql(column: str, source: Source, side: str, layout: Layout) -> str:
+    """An id from an SQL ``column``, in the words of both DuckDB and Spark.
+
+    NULL for what is no id: empty, or not written as an integer should be where integers are due.
+    """
     is_integer = pa.types.is_integer(source.column_type(side))
     if layout.side_id_type(source, side) == "string":
-        return f"{column}::VARCHAR" if is_integer else f"nullif({column}::VARCHAR, '')"
+        return f"{column}::STRING" if is_integer else f"nullif({column}::STRING, '')"
     number = f"try_cast({column} AS BIGINT)"
     if not is_integer:  # casts also take '1.5', '1_000' and ' 1': an integer must read back as it was written
-        number = f"CASE WHEN {number}::VARCHAR = {column} THEN {number} END"
-    return number if layout.id_sql == "BIGINT" else f"({number})::VARCHAR"
+        number = f"CASE WHEN {number}::STRING = {column} THEN {number} END"
+    return number if layout.id_sql == "BIGINT" else f"({number})::STRING"
 
 
 def _relation_sql(source: Source, layout: Layout) -> str:

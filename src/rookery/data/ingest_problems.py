@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import duckdb
 import pyarrow as pa
@@ -31,7 +32,7 @@ def explain_unreadable(db: duckdb.DuckDBPyConnection, source: Source, error: duc
     """Why DuckDB could not read ``source``; ``error`` itself where the file is not to blame."""
     if isinstance(error, duckdb.OutOfMemoryException):
         return error
-    found = _text_problem(db, source) if source.is_text else _parquet_problem(source)
+    found = _text_problem(db, source) if source.is_text else parquet_problem(source)
     return found or error
 
 
@@ -50,14 +51,19 @@ def _text_problem(db: duckdb.DuckDBPyConnection, source: Source) -> DataError | 
     return DataError(f"{source.file}, line {line}: {problem}")
 
 
-def _whole_text_problem(source: Source) -> DataError:
+def undecodable(source: Source) -> DataError | None:
+    """Why a text file cannot be read to its end as UTF-8, if it cannot."""
     try:
         with open_text(source.file) as lines:
             while lines.read(1 << 20):
                 pass
     except (OSError, EOFError, UnicodeDecodeError) as cause:
         return unreadable_text(source.file, cause)
-    return DataError(
+    return None
+
+
+def _whole_text_problem(source: Source) -> DataError:
+    return undecodable(source) or DataError(
         f"{source.file}: cannot be read as {source.format} with the delimiter {source.delimiter!r}; "
         "check that every line ends the same way (all LF or all CR LF) and that quotation marks are closed"
     )
@@ -67,7 +73,7 @@ def _line_problem(source: Source, kind: str, text: str) -> str:
     shown = repr(shorten(text))
     if "COLUMNS" in kind:
         _, record = next(read_records([text], source.format, source.delimiter), (0, []))
-        return f"{len(record)} columns where line 1 has {len(source.columns)}: {shown}; mend the line or take it out"
+        return _ragged(source, len(record), shown)
     if "ENCODING" in kind or "UNICODE" in kind:
         return f"not UTF-8: {shown}; convert the file, for example with iconv -t utf-8"
     if "QUOTE" in kind:
@@ -77,7 +83,25 @@ def _line_problem(source: Source, kind: str, text: str) -> str:
     return f"not a line of edges: {shown}; mend it or take it out"
 
 
-def _parquet_problem(source: Source) -> DataError | None:
+def _ragged(source: Source, num_columns: int, shown: str) -> str:
+    return f"{num_columns} columns where line 1 has {len(source.columns)}: {shown}; mend the line or take it out"
+
+
+def explain_bad_line(source: Source, number: int) -> DataError:
+    """Why record ``number`` (from 0, without the header) of a text file is not one of its columns in UTF-8."""
+    try:
+        with open_text(source.file) as lines:
+            line, record = next(
+                islice(read_records(lines, source.format, source.delimiter), number + source.header, None)
+            )
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return unreadable_text(source.file, error)
+    shown = repr(shorten(source.delimiter.join(record)))
+    return DataError(f"{source.file}, line {line}: {_ragged(source, len(record), shown)}")
+
+
+def parquet_problem(source: Source) -> DataError | None:
+    """The first row group of ``source`` that cannot be read, if there is one."""
     names = [source.columns[number] for number in source.roles.values()]
     with pq.ParquetFile(source.file) as file:
         for row_group in range(file.metadata.num_row_groups):

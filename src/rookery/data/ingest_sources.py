@@ -192,8 +192,12 @@ def _first_record(file: Path, file_format: Format, delimiter: str) -> list[str]:
 
 def open_text(file: Path) -> io.TextIOWrapper:
     """The lines of a text file, gzip or plain, as DuckDB sees them: UTF-8 without a byte order mark."""
-    opened = gzip.GzipFile(file) if file.suffix.lower() == ".gz" else file.open("rb")
-    return io.TextIOWrapper(opened, encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(open_bytes(file), encoding="utf-8-sig", newline="")
+
+
+def open_bytes(file: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The bytes of a text file, unpacked if it is gzip."""
+    return gzip.GzipFile(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def read_records(lines: Iterable[str], file_format: Format, delimiter: str) -> Iterator[tuple[int, list[str]]]:

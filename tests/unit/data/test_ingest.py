@@ -85,10 +85,10 @@ class TestWhatIsWritten:
         metadata = pq.ParquetFile(graph.split_files("train")[0])
         sizes = [metadata.metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         assert sizes == [65_536, 65_536, 140_000 - 131_072]
-        assert [(field.name, field.type) for field in metadata.schema_arrow] == [
-            ("lhs", pa.int64()),
-            ("rel", pa.int64()),
-            ("rhs", pa.int64()),
+        assert [(field.name, field.type, field.nullable) for field in metadata.schema_arrow] == [
+            ("lhs", pa.int64(), True),
+            ("rel", pa.int64(), True),
+            ("rhs", pa.int64(), True),
         ]
         assert edges_of(graph) == [(str(lhs), "edge", str(rhs)) for lhs, rhs in rows]
 
