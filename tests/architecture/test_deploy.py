@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from rookery.cli.main import app
+from rookery.config.loader import parse_config
+from rookery.parallel.config import ParallelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -106,10 +108,7 @@ def rookery_part(command: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("file", "command"), COMMANDS, ids=[f"{f}: {' '.join(c[:3])}" for f, c in COMMANDS])
 def test_every_command_is_one_that_there_is(file, command):
-    words = rookery_part(command)
-    if words[0] == "reader" and "reader" not in typer.main.get_command(app).commands:
-        pytest.skip("rookery reader is not there yet")
-    parse(words)
+    parse(rookery_part(command))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +164,16 @@ def test_pods_are_whole(file, pod, container):
     mounts = tuple(mount["mountPath"] for mount in container["volumeMounts"])
     paths = [word for word in container["command"] if word.startswith("/")]
     assert paths and all(path.startswith(mounts) for path in paths)
+
+
+def test_the_configuration_names_the_service_of_the_readers():
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    readers = parse_config(ParallelConfig, yaml.safe_load(text)["parallel"], "README.md").readers
+    service = documents(DEPLOY / "kubernetes" / "readers.yaml")[0]
+    assert readers is not None and readers.environment == "kubernetes"
+    assert readers.addresses == (f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}",)
+    mounted = [container["volumeMounts"] for name, _, container in containers() if name == "train.yaml"]
+    assert str(readers.token_file.parent) in {mount["mountPath"] for mounts in mounted for mount in mounts}
 
 
 def test_the_job_meets_at_its_first_pod():
