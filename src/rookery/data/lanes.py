@@ -1,4 +1,4 @@
-"""Lanes: shares of a stream's row groups, each with an order of its own, of which a rank reads some.
+"""Lanes: shares of a stream's rows, each with an order of its own, of which a rank reads some.
 
 The number of lanes is fixed for a run, the number of ranks is not: rank r of W reads the lanes l with l * W // L == r,
 one after another, so the ranks' parts of a batch, laid one after another, are the batch that one rank alone reads.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -28,7 +28,7 @@ Read = Callable[[Sequence[RowGroupSlice]], "tuple[dict[str, Tensor], Tensor | No
 
 @dataclass(frozen=True)
 class LaneShare:
-    """Row groups of one lane in file order, and the number among all rows of the stream of the first row of each."""
+    """Row groups of one lane, or parts of them, and the number of the first row of each among all of the stream."""
 
     number: int
     slices: Sequence[RowGroupSlice]
@@ -39,27 +39,38 @@ class LaneShare:
         return sum(piece.num_rows for piece in self.slices)
 
 
-def deal(slices: Sequence[RowGroupSlice], num_lanes: int) -> list[LaneShare]:
-    """Row groups by lane: the largest first, each to the lane with the fewest rows."""
-    shares: list[list[int]] = [[] for _ in range(num_lanes)]
-    num_rows = [0] * num_lanes
-    for number in sorted(range(len(slices)), key=lambda number: -slices[number].num_rows):
-        lane = num_rows.index(min(num_rows))
-        shares[lane].append(number)
-        num_rows[lane] += slices[number].num_rows
-    first_rows = list(accumulate((piece.num_rows for piece in slices), initial=0))
-    return [
-        LaneShare(lane, [slices[number] for number in sorted(share)], [first_rows[number] for number in sorted(share)])
-        for lane, share in enumerate(shares)
-    ]
+def rows_per_batch(batch_size: int, num_lanes: int) -> tuple[int, ...]:
+    """How many rows each lane gives to a batch: about as many as the others."""
+    share, rest = divmod(batch_size, num_lanes)
+    return tuple(share + (lane < rest) for lane in range(num_lanes))
+
+
+def deal(slices: Sequence[RowGroupSlice], batch_size: int, num_lanes: int) -> list[LaneShare]:
+    """Neighbouring rows for each lane, of a number in proportion to what it gives to a batch: all end together.
+
+    A row group that a boundary falls into is decoded for both lanes: cutting there keeps them even, and small files can
+    be shared at all.
+    """
+    total = sum(piece.num_rows for piece in slices)
+    given = accumulate(rows_per_batch(batch_size, num_lanes), initial=0)
+    bounds = [total * rows // batch_size for rows in given]
+    shares: list[tuple[list[RowGroupSlice], list[int]]] = [([], []) for _ in range(num_lanes)]
+    row, lane = 0, 0
+    for piece in slices:
+        start = 0
+        while start < piece.num_rows:
+            while row == bounds[lane + 1]:
+                lane += 1
+            stop = min(piece.num_rows, start + bounds[lane + 1] - row)
+            shares[lane][0].append(replace(piece, start=piece.start + start, stop=piece.start + stop))
+            shares[lane][1].append(row)
+            row, start = row + stop - start, stop
+    return [LaneShare(lane, *share) for lane, share in enumerate(shares)]
 
 
 def in_file_order(shares: Sequence[LaneShare]) -> list[RowGroupSlice]:
     """The row groups of several lanes."""
-    by_first_row = {
-        first: piece for share in shares for first, piece in zip(share.first_rows, share.slices, strict=True)
-    }
-    return [by_first_row[first] for first in sorted(by_first_row)]
+    return [piece for share in shares for piece in share.slices]
 
 
 def lanes_of_rank(num_lanes: int, rank: int, world_size: int) -> tuple[int, ...]:
@@ -88,9 +99,8 @@ class BatchLayout:
     """
 
     def __init__(self, num_rows: Sequence[int], batch_size: int) -> None:
-        share, rest = divmod(batch_size, len(num_rows))
         self.num_rows = tuple(num_rows)
-        self.rows_per_batch = tuple(share + (lane < rest) for lane in range(len(num_rows)))
+        self.rows_per_batch = rows_per_batch(batch_size, len(num_rows))
         self.batches_per_epoch = max(
             -(-rows // size) for rows, size in zip(self.num_rows, self.rows_per_batch, strict=True)
         )

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -42,6 +41,7 @@ from rookery.data.row_groups import (
     select_rows,
 )
 from rookery.errors import DataError
+from rookery.storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class ParquetStream(LaneStream):
 
     def __init__(  # noqa: PLR0913 - each is a choice of its own, named at the call
         self,
-        files: Sequence[Path],
+        files: Sequence[Location],
         columns: Sequence[str | ColumnRequest],
         batch_size: int,
         *,
@@ -291,10 +291,11 @@ class ParquetStream(LaneStream):
         require_rows_for_each(batch_size, num_lanes, world_size)
         slices, self._types = list_row_groups(files, columns)
         selected = select_rows(slices if where is None else filter_rows(slices, where), offset, limit)
-        if len(selected) < num_lanes:
+        num_rows = sum(piece.num_rows for piece in selected)
+        if num_rows < num_lanes:
             place = f"{_place(files)} with offset={offset}, limit={limit}" + (f", {where}" if where else "")
-            raise DataError(_too_little_to_read(place, len(selected), num_lanes))
-        shares = deal(selected, num_lanes)
+            raise DataError(_too_little_to_read(place, num_rows, num_lanes))
+        shares = deal(selected, batch_size, num_lanes)
         layout = BatchLayout([share.num_rows for share in shares], batch_size)
         lanes = lanes_of_rank(num_lanes, rank, world_size)
         super().__init__(layout, lanes, batch_size, seed, num_epochs)
@@ -374,14 +375,11 @@ class _Reader:
             logger.warning("%s. Its rows are left out of all batches (on_corrupt is skip)", message)
 
 
-def _too_little_to_read(place: str, num_row_groups: int, num_lanes: int) -> str:
-    if num_row_groups == 0:
+def _too_little_to_read(place: str, num_rows: int, num_lanes: int) -> str:
+    if num_rows == 0:
         return f"no rows to read in {place}; correct the path or the selection"
-    return (
-        f"{num_row_groups} row groups, fewer than the num_lanes={num_lanes} that share them, in {place}; "
-        "write smaller row groups, or use fewer lanes"
-    )
+    return f"{num_rows} rows, fewer than the num_lanes={num_lanes} that share them, in {place}; use fewer lanes"
 
 
-def _place(files: Sequence[Path]) -> str:
+def _place(files: Sequence[Location]) -> str:
     return f"{len(files)} files, first {files[0]}" if files else "no files"
