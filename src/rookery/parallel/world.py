@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -152,6 +153,21 @@ def is_broken_message(error: RuntimeError) -> bool:
     """Whether an error of torch's says that a message between processes timed out or lost its other end."""
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text.lower() or "Connection closed by peer" in text
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Within, a message between processes that fails is ``PeerFailed``, which says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1" or not is_broken_message(error):
+            raise
+        raise PeerFailed(
+            f"rank {os.environ['RANK']}: another process is gone, or did not answer within parallel.timeout_s "
+            f"({str(error).splitlines()[0]}); see what the others said, and start all of them again: they go on from "
+            "the newest checkpoint"
+        ) from error
 
 
 def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
