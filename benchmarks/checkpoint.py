@@ -28,7 +28,8 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from rookery.checkpoint.checkpointer import Checkpointer, checkpoint_steps
+from rookery.checkpoint.checkpointer import Checkpointer
+from rookery.checkpoint.layout import checkpoint_steps
 from rookery.parallel.world import rank, world_size
 
 DIM = 128

@@ -7,7 +7,7 @@ import importlib.metadata
 import re
 import sys
 
-EXTRAS = ("cluster", "onnx", "tune", "serve", "spark")
+EXTRAS = ("cluster", "onnx", "tune", "serve", "spark", "object-store")
 
 
 def declared(extra: str | None) -> set[str]:

@@ -19,9 +19,10 @@ from sharded import held_here, sharded_tensors, spread, whole_tensors
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from rookery.checkpoint.checkpointer import Checkpointer, best_step, checkpoint_steps, latest_checkpoint
+from rookery.checkpoint.checkpointer import Checkpointer, latest_checkpoint
 from rookery.checkpoint.draft import Draft
 from rookery.checkpoint.files import StoredTensors, read_checkpoint
+from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.checkpoint.shards import shards_of
 from rookery.checkpoint.write import write_checkpoint
 from rookery.errors import CheckpointError, PeerFailed

@@ -15,7 +15,8 @@ from interrupted_runs import TIMEOUT_S, Job, assert_same_run, final_tensors, las
 from small_graph import log_lines, make_config, one_thread, planted_splits, write_graph
 from typer.testing import CliRunner
 
-from rookery.checkpoint.checkpointer import checkpoint_steps, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import checkpoint_steps
 from rookery.cli.main import app
 from rookery.cli.output import run_command
 from rookery.config.loader import dump_config

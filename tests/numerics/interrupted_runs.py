@@ -16,7 +16,8 @@ import torch
 from small_graph import log_lines
 from torch import Tensor
 
-from rookery.checkpoint.checkpointer import best_step, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import best_step
 
 TIMEOUT_S = 300
 

@@ -26,6 +26,17 @@ from rookery.checkpoint.files import (
     read_checkpoint,
     write_atomically,
 )
+from rookery.checkpoint.layout import (
+    BEST,
+    CHECKPOINTS,
+    PREFIX,
+    best_step,
+    checkpoint_steps,
+    expired,
+    listed,
+    step_folder,
+)
+from rookery.checkpoint.publish import Publisher
 from rookery.checkpoint.shards import Groups, held_of
 from rookery.checkpoint.write import write_groups
 from rookery.errors import CheckpointError, RunNotFound, UserError
@@ -35,16 +46,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "checkpoints"
-_PREFIX = "step-"
-_BEST = "best.json"
-
 
 class Checkpointer:
     """The one owner of "is it time to save", and the one writer of a run's checkpoints.
 
     ``every_n`` None: only when told to (the loop saves at the end). ``max_to_keep`` None: all are kept; the best one is
     kept in addition. ``asynchronous``: ``save`` returns once the tensors are copied, and a thread writes the copy.
+    ``publisher``, which the chief alone has, uploads each checkpoint that is written.
 
     Several processes make one each, at the same time, and call its methods together; the chief alone prunes and marks.
     What goes wrong on one of them is raised on all.
@@ -57,10 +65,12 @@ class Checkpointer:
         max_to_keep: int | None = None,
         *,
         asynchronous: bool = False,
+        publisher: Publisher | None = None,
     ) -> None:
         self._save_dir = save_dir
         self._every_n = every_n
         self._max_to_keep = max_to_keep
+        self._publisher = publisher
         # Of its own: a write takes longer than what the step's collectives may, and its thread must not mix with them.
         self._process_group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._staging = Staging()
@@ -82,7 +92,7 @@ class Checkpointer:
         is still under way. Raises ``CheckpointError`` when this one, or that one, could not be written.
         """
         self.wait()
-        folder = _folder(self._save_dir, step)
+        folder = step_folder(self._save_dir, step)
         groups = held_of(tensors)
         if self._background is not None:
             groups, state = self._staging.copy(groups), deepcopy(state)
@@ -106,6 +116,14 @@ class Checkpointer:
         if not was_idle:
             logger.info("waited %.1f s for the checkpoint before to be written", monotonic() - since)
 
+    def finish(self) -> None:
+        """Return when all that was saved is on disk, and published. Raises ``CheckpointError`` when it is not."""
+        self.wait()
+        if self._publisher is not None:
+            _together(self._publisher.finish)
+        else:
+            _together(lambda: None)
+
     def _do(self, work: Callable[[], None]) -> None:
         if self._background is None:
             _together(work)
@@ -115,26 +133,25 @@ class Checkpointer:
     def _write(self, folder: Path, step: int, groups: Groups, state: State) -> None:
         write_groups(folder, step, groups, state, self._process_group)
         if is_chief():
-            with _told(self._save_dir / _FOLDER, "old checkpoints could not be deleted"):
+            with _told(self._save_dir / CHECKPOINTS, "old checkpoints could not be deleted"):
                 self._prune(step)
+            if self._publisher is not None:
+                self._publisher.publish(step)
 
     def _mark(self, step: int, pointer: str) -> None:
-        if is_chief() and _folder(self._save_dir, step).exists():
-            file = self._save_dir / _FOLDER / _BEST
+        if is_chief() and step_folder(self._save_dir, step).exists():
+            file = self._save_dir / CHECKPOINTS / BEST
             with _told(file, "the best checkpoint could not be marked"):
                 write_atomically(file, pointer)
+            if self._publisher is not None:
+                self._publisher.mark_best()
 
     def _prune(self, newest: int) -> None:
-        for old in self._expired(newest):
-            shutil.rmtree(_folder(self._save_dir, old))
-        for left in (self._save_dir / _FOLDER).glob(f".{_PREFIX}*.writing"):  # of a writer that was killed
+        best = best_step(self._save_dir)
+        for old in expired(checkpoint_steps(self._save_dir), newest, self._max_to_keep, best):
+            shutil.rmtree(step_folder(self._save_dir, old))
+        for left in (self._save_dir / CHECKPOINTS).glob(f".{PREFIX}*.writing"):  # of a writer that was killed
             shutil.rmtree(left)
-
-    def _expired(self, newest: int) -> list[int]:
-        steps = checkpoint_steps(self._save_dir)
-        earlier = [step for step in steps if step <= newest]
-        kept = set(earlier if self._max_to_keep is None else earlier[-self._max_to_keep :])
-        return [step for step in steps if step not in kept | {best_step(self._save_dir)} or step > newest]
 
 
 @contextmanager
@@ -165,30 +182,6 @@ def run_lock(
         lock.release()
 
 
-def checkpoint_steps(save_dir: Path) -> list[int]:
-    """Steps of the stored checkpoints, ascending; damaged ones included."""
-    names = (folder.name.removeprefix(_PREFIX) for folder in (save_dir / _FOLDER).glob(f"{_PREFIX}*"))
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def best_step(save_dir: Path) -> int | None:
-    """The step of the best checkpoint so far, None when the run keeps no best one.
-
-    Raises ``DamagedCheckpoint`` when ``best.json`` does not tell it.
-    """
-    pointer = save_dir / _FOLDER / _BEST
-    if not pointer.exists():
-        return None
-    try:
-        step = int(json.loads(pointer.read_text())["step"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise DamagedCheckpoint(
-            f"{pointer}: does not tell the step of the best checkpoint ({error}); write the step there, as in "
-            f'{{"step": N}}, one of {_listed(checkpoint_steps(save_dir))}; or delete it to go on without a best one'
-        ) from error
-    return step if _folder(save_dir, step).exists() else None
-
-
 def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint of a run, None when it has none at all.
 
@@ -202,7 +195,7 @@ def _newest_whole(save_dir: Path, steps: Sequence[int], read: Callable[[Path], C
     damages: list[DamagedCheckpoint] = []
     for step in reversed(steps):
         try:
-            checkpoint = read(_folder(save_dir, step))
+            checkpoint = read(step_folder(save_dir, step))
         except DamagedCheckpoint as damage:
             damages.append(damage)
             continue
@@ -223,7 +216,7 @@ def checkpoint_state(save_dir: Path, step: int) -> State:
 
     Raises ``RunNotFound`` when there is no such checkpoint, ``DamagedCheckpoint`` when its state cannot be read.
     """
-    file = _folder(save_dir, step) / STATE
+    file = step_folder(save_dir, step) / STATE
     try:
         state: State = json.loads(file.read_text())
     except FileNotFoundError as error:
@@ -252,10 +245,10 @@ def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "late
         return latest
     if step not in steps:
         wanted = "a best checkpoint (training.keep_best)" if step is None else f"step {step}"
-        raise RunNotFound(f"{source}: {wanted} was not kept; kept steps: {_listed(steps)}")
+        raise RunNotFound(f"{source}: {wanted} was not kept; kept steps: {listed(steps)}")
     others = [other for other in steps if other != step]
-    other = f"name another one with --checkpoint: {_listed(others)}" if others else "train again: there is no other"
-    return _read(_folder(source, int(step)), f"restore it from a backup, or {other}")
+    other = f"name another one with --checkpoint: {listed(others)}" if others else "train again: there is no other"
+    return _read(step_folder(source, int(step)), f"restore it from a backup, or {other}")
 
 
 def _read_together(folder: Path) -> Checkpoint:
@@ -292,11 +285,3 @@ def _read(folder: Path, remedy: str) -> Checkpoint:
         return read_checkpoint(folder)
     except DamagedCheckpoint as damage:
         raise DamagedCheckpoint(f"{damage}; this checkpoint is damaged: {remedy}") from damage
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps))
-
-
-def _folder(save_dir: Path, step: int) -> Path:
-    return save_dir / _FOLDER / f"{_PREFIX}{step:09d}"

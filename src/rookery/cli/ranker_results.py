@@ -18,8 +18,9 @@ from rookery.cli.run_flags import (
     RunArgument,
     TimeoutFlag,
     describe_followed,
+    followed_run,
+    local_run,
     parse_checkpoint,
-    require_every_checkpoint,
 )
 
 _SHOWN = ("auroc", "gauc", "prauc", "rce", "nrce", "logloss", "calibration", "ece")
@@ -50,11 +51,12 @@ def _evaluate(
     from rookery.ranker.run_evaluation import evaluate_run, follow_run
 
     if not follow:
-        result = evaluate_run(run, split, parse_checkpoint(checkpoint), overrides or (), report)
+        folder = local_run(run, checkpoint)
+        result = evaluate_run(folder, split, parse_checkpoint(checkpoint), overrides or (), report)
         emit(result, as_json, lambda: _tables(result))
         return
-    require_every_checkpoint(checkpoint)
-    followed = follow_run(run, split, overrides or (), report, timeout_s=timeout_s, note=_note)
+    folder = followed_run(run, checkpoint)
+    followed = follow_run(folder, split, overrides or (), report, timeout_s=timeout_s, note=_note)
     emit(followed, as_json, lambda: Text(describe_followed(followed)))
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from rookery.cli.output import JsonFlag, emit, progress_console
-from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, parse_checkpoint
+from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, local_run, parse_checkpoint
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def _score(
     from rookery.ranker.score import score_file
     from rookery.train.runtime import prepare_runtime
 
-    loaded = load_run(run, parse_checkpoint(checkpoint))
+    loaded = load_run(local_run(run, checkpoint), parse_checkpoint(checkpoint))
     prepare_runtime(loaded.config.runtime)
     start = time.perf_counter()
     with progress_console.status("scoring") as status:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rookery.cli.output import INTERRUPTED, JsonFlag, emit, progress_console
-from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, parse_checkpoint
+from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, local_run, parse_checkpoint
 
 if TYPE_CHECKING:
     from rookery.ranker.explain import Explanation
@@ -60,7 +60,9 @@ def _export(
     """Write RUN as a model that needs neither the run nor its data, proved to predict what the checkpoint predicts."""
     from rookery.ranker.export import export_run
 
-    manifest = export_run(run, out, form.value, parse_checkpoint(checkpoint), rows=rows, overwrite=overwrite)
+    manifest = export_run(
+        local_run(run, checkpoint), out, form.value, parse_checkpoint(checkpoint), rows=rows, overwrite=overwrite
+    )
     assert manifest.proof is not None
     result = {
         "out": out,
@@ -88,7 +90,7 @@ def _explain(
     from rookery.ranker.run import load_run
     from rookery.train.runtime import prepare_runtime
 
-    loaded = load_run(run, parse_checkpoint(checkpoint))
+    loaded = load_run(local_run(run, checkpoint), parse_checkpoint(checkpoint))
     prepare_runtime(loaded.config.runtime)
     start = time.perf_counter()
     explanation = explain(loaded, split, rows, repeats)

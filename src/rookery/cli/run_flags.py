@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 import typer
 
 from rookery.errors import UserError
+from rookery.storage.location import Location, is_url, parse_location
 
-RunArgument: TypeAlias = Annotated[Path, typer.Argument(help="A training run (its save_dir).", show_default=False)]
+RunArgument: TypeAlias = Annotated[
+    str, typer.Argument(help="A training run: its save_dir, or the URL where it is published.", show_default=False)
+]
 CheckpointFlag: TypeAlias = Annotated[
     str, typer.Option(help="auto (the best one if it is kept, else the latest), best, latest, or a step.")
 ]
@@ -25,6 +28,27 @@ TimeoutFlag: TypeAlias = Annotated[
 ]
 
 
+def local_run(run: str, checkpoint: str = "auto") -> Path:
+    """The folder of a run; of a URL the copy on this machine, with the checkpoint that ``--checkpoint`` names."""
+    from rookery.checkpoint.fetch import local_copy
+
+    return local_copy(parse_location(run, "RUN"), parse_checkpoint(checkpoint))
+
+
+def followed_run(run: str, checkpoint: str) -> Path:
+    """The folder of a run for ``--follow``. Raises ``UserError`` for a URL, and where one checkpoint is named."""
+    if checkpoint != "auto":
+        raise UserError(f"--checkpoint {checkpoint}: --follow measures every checkpoint; leave one of the two out")
+    if is_url(run):
+        raise UserError(f"{run}: --follow watches a folder; name the run's save_dir, or leave out --follow")
+    return Path(run)
+
+
+def parse_graph(graph: str | None) -> Location | None:
+    """What ``--graph`` names. Raises ``UserError``."""
+    return None if graph is None else parse_location(graph, "--graph")
+
+
 def parse_checkpoint(text: str) -> Literal["auto", "latest", "best"] | int:
     """What ``--checkpoint`` names. Raises ``UserError``."""
     match text:
@@ -33,12 +57,6 @@ def parse_checkpoint(text: str) -> Literal["auto", "latest", "best"] | int:
         case _ if text.isdecimal():
             return int(text)
     raise UserError(f"--checkpoint {text}: must be auto, best, latest or a step number")
-
-
-def require_every_checkpoint(checkpoint: str) -> None:
-    """Raise ``UserError`` where one checkpoint is named beside ``--follow``."""
-    if checkpoint != "auto":
-        raise UserError(f"--checkpoint {checkpoint}: --follow measures every checkpoint; leave one of the two out")
 
 
 def describe_followed(followed: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rookery.cli.output import progress_console
+from rookery.cli.run_flags import local_run
 from rookery.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ def register(app: typer.Typer) -> None:
 
 def _serve(
     run: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="RUN",
-            help="What 'rookery timeline build' wrote, or a link to it; a newer one in its place is taken up.",
+            help="What 'rookery timeline build' wrote, or a link to it; a newer one in its place is taken up. Or a URL "
+            "where it was uploaded, fetched at the start.",
             show_default=False,
         ),
     ],
@@ -57,7 +59,11 @@ def _serve(
         settings = load_config(ServeConfig, config, flags=[f"{name}={value}" for name, value in given.items()])
     keep_freed_memory()
     serve(
-        run, _opener(world), settings, os.environ, lambda address: progress_console.print(f"serving {run} at {address}")
+        local_run(run),
+        _opener(world),
+        settings,
+        os.environ,
+        lambda address: progress_console.print(f"serving {run} at {address}"),
     )
 
 

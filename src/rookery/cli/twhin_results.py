@@ -20,8 +20,10 @@ from rookery.cli.run_flags import (
     RunArgument,
     TimeoutFlag,
     describe_followed,
+    followed_run,
+    local_run,
     parse_checkpoint,
-    require_every_checkpoint,
+    parse_graph,
 )
 from rookery.errors import UserError
 from rookery.types import Side
@@ -51,9 +53,9 @@ class Metric(enum.Enum):
     L1 = "l1"
 
 
-SourceArgument = Annotated[Path, typer.Argument(help="A training run or an export.", show_default=False)]
+SourceArgument = Annotated[str, typer.Argument(help="A training run or an export, by path or URL.", show_default=False)]
 GraphFlag = Annotated[
-    Path | None, typer.Option(help="Where the run's graph lies now, if it has moved.", show_default=False)
+    str | None, typer.Option(help="Where the run's graph lies now, if it has moved.", show_default=False)
 ]
 
 
@@ -82,11 +84,12 @@ def _evaluate(
     from rookery.twhin.run_evaluation import evaluate_run, follow_run
 
     if not follow:
-        measured = evaluate_run(run, split, parse_checkpoint(checkpoint), graph, overrides or ())
+        folder = local_run(run, checkpoint)
+        measured = evaluate_run(folder, split, parse_checkpoint(checkpoint), parse_graph(graph), overrides or ())
         emit(measured.report(), as_json, lambda: _evaluation_tables(measured.evaluation))
         return
-    require_every_checkpoint(checkpoint)
-    followed = follow_run(run, split, graph, overrides or (), timeout_s=timeout_s, note=_note)
+    folder = followed_run(run, checkpoint)
+    followed = follow_run(folder, split, parse_graph(graph), overrides or (), timeout_s=timeout_s, note=_note)
     emit(followed, as_json, lambda: Text(describe_followed(followed)))
 
 
@@ -106,7 +109,8 @@ def _export(
     """Write the vectors of RUN to OUT: a Parquet file an entity type, the relations, and a manifest."""
     from rookery.twhin.source import export_run
 
-    manifest = export_run(run, out, parse_checkpoint(checkpoint), graph, overwrite=overwrite)
+    folder = local_run(run, checkpoint)
+    manifest = export_run(folder, out, parse_checkpoint(checkpoint), parse_graph(graph), overwrite=overwrite)
     result = {
         "out": out,
         "step": manifest.step,
@@ -150,12 +154,13 @@ def _index(
     from rookery.twhin.source import open_source
 
     config = parse_config(KINDS[kind.value], _named_values(parameters or ()), "--param")
-    opened = open_source(source, parse_checkpoint(checkpoint), graph)
+    folder = local_run(source, checkpoint)
+    opened = open_source(folder, parse_checkpoint(checkpoint), parse_graph(graph))
     if entity_type is None and len(opened.entity_types) > 1:
         raise UserError(f"--type is missing: {source} has {', '.join(opened.entity_types)}; pass one of them")
     entity_type = entity_type or opened.entity_types[0]
     compared_by = opened.embeddings.comparator if metric is None else metric.value
-    out = out or source / "index" / f"{entity_type}-{kind.value}-{compared_by}"
+    out = out or folder / "index" / f"{entity_type}-{kind.value}-{compared_by}"
     manifest = build_index(opened, entity_type, config, out, metric=compared_by, recall_k=k, overwrite=overwrite)
     result = {"out": out, **manifest.model_dump(exclude={"format", "content", "files", "fingerprint"})}
     emit(result, as_json, lambda: _facts(result))
@@ -183,7 +188,7 @@ def _neighbors(
         bool, typer.Option("--exclude-known", help="Leave out what --id has met in training.")
     ] = False,
     index: Annotated[Path | None, typer.Option(help="Search with an index of `rookery twhin index`.")] = None,
-    graph: Annotated[Path | None, typer.Option(help="The graph of training edges; left out: the run's own.")] = None,
+    graph: Annotated[str | None, typer.Option(help="The graph of training edges; left out: the run's own.")] = None,
     checkpoint: CheckpointFlag = "auto",
     as_json: JsonFlag = False,
 ) -> None:
@@ -192,7 +197,8 @@ def _neighbors(
     from rookery.twhin.source import open_source
 
     request = NeighborRequest(ids, k, entity_type, relation, side, num_interests, exclude_known)
-    found = find_neighbors(open_source(source, parse_checkpoint(checkpoint), graph), request, index)
+    opened = open_source(local_run(source, checkpoint), parse_checkpoint(checkpoint), parse_graph(graph))
+    found = find_neighbors(opened, request, index)
     result = {"ids": ids, "relation": relation, **vars(found)}
     emit(result, as_json, lambda: _neighbor_table(found, ids, relation))
 

@@ -15,12 +15,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from rookery.config.base import StrictModel
+from rookery.data.parquet import read_parquet
 from rookery.errors import DataError
+from rookery.storage.location import Location, as_location
+from rookery.storage.remote import files_under
 from rookery.types import Side
 
 FORMAT: Literal[1] = 1
@@ -111,16 +113,16 @@ class Vocabulary:
 class Graph:
     """An ingested graph, opened for reading."""
 
-    path: Path
+    path: Location
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> Graph:
+    def open(cls, path: Location) -> Graph:
         """Read and check the manifest; every file that it names must exist.
 
         Raises ``DataError`` if ``path`` holds no graph, one of another format, or one with files missing.
         """
-        path = Path(path)
+        path = as_location(path)
         graph = cls(path, _read_manifest(path))
         graph._require_files()
         return graph
@@ -144,7 +146,7 @@ class Graph:
     def num_edges(self, split: str) -> int:
         return self._split(split).num_edges
 
-    def split_files(self, split: str) -> list[Path]:
+    def split_files(self, split: str) -> list[Location]:
         """Parquet files of a split, in order: lhs, rel, rhs (int64) and, in a weighted graph, weight (float32)."""
         info = self._split(split)
         return [self.path / info.path / name for name in info.files]
@@ -178,7 +180,7 @@ class Graph:
     def _require_files(self) -> None:
         named = [self.path / info.vocab for info in self.entity_types.values()]
         named += [file for split in self.splits for file in self.split_files(split)]
-        missing = [file for file in named if not file.is_file()]
+        missing = _absent(self.path, named)
         if missing:
             raise DataError(
                 f"{missing[0]}: named by {self.path / MANIFEST} and absent ({len(missing)} in all); "
@@ -186,7 +188,15 @@ class Graph:
             )
 
 
-def _crc32(files: Sequence[Path]) -> str:
+def _absent(folder: Location, files: Sequence[Location]) -> list[Location]:
+    """Which of ``files``, all of them inside ``folder``, are not there."""
+    if isinstance(folder, Path):
+        return [file for file in files if isinstance(file, Path) and not file.is_file()]
+    present = {str(folder / name) for name in files_under(folder)}
+    return [file for file in files if str(file) not in present]
+
+
+def _crc32(files: Sequence[Location]) -> str:
     """About 1 GB/s."""
     total = 0
     for file in files:
@@ -196,7 +206,7 @@ def _crc32(files: Sequence[Path]) -> str:
     return f"{total:08x}"
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Location) -> Manifest:
     file = path / MANIFEST
     try:
         text = file.read_text(encoding="utf-8")
@@ -214,10 +224,10 @@ def _read_manifest(path: Path) -> Manifest:
         ) from error
 
 
-def _read_vocabulary(file: Path, num_entities: int) -> pa.Table:
+def _read_vocabulary(file: Location, num_entities: int) -> pa.Table:
     try:
-        table = pq.read_table(file, columns=["id", "lhs_degree", "rhs_degree"])
-    except (OSError, pa.ArrowException) as error:
+        table = read_parquet(file, ["id", "lhs_degree", "rhs_degree"])
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{file}: not a vocabulary that can be read; ingest the graph again") from error
     if table.num_rows != num_entities:
         raise DataError(f"{file}: {table.num_rows} rows where the manifest says {num_entities}; ingest the graph again")

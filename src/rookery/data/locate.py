@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from rookery.data.columns import ColumnType
 from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, read_rows
+from rookery.storage.location import Location
 
 
 @dataclass(frozen=True)
 class FoundRow:
     """The first row that was looked for; ``value`` is the value that made it so."""
 
-    file: Path
+    file: Location
     row_group: int
     row: int
     column: str

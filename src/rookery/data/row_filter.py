@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from itertools import groupby
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from rookery.data.columns import is_time
 from rookery.data.row_groups import RowGroupSlice, read_column, read_footer, require_column
 from rookery.errors import DataError
+from rookery.storage.location import Location
 
 Bound = int | float | str | date
 T = TypeVar("T", float, np.ndarray)
@@ -64,7 +64,7 @@ def filter_rows(slices: Sequence[RowGroupSlice], where: RowFilter) -> list[RowGr
 class _FileFilter:
     """The bounds in the unit of one file's column: numbers as they are, dates and times as microseconds since 1970."""
 
-    def __init__(self, file: Path, where: RowFilter) -> None:
+    def __init__(self, file: Location, where: RowFilter) -> None:
         self._name = where.column
         self._metadata = read_footer(file)
         schema = self._metadata.schema.to_arrow_schema()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,9 @@ from torch import Tensor
 
 from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_request, column_type
 from rookery.data.convert import BadValue, convert
+from rookery.data.parquet import open_parquet, read_metadata
 from rookery.errors import DataError
+from rookery.storage.location import Location
 
 # Decoded at a time by each reader, or one row group: what lies beside the result. More of one column at a time is
 # slower, since memory for it is asked of the system each time.
@@ -37,7 +38,7 @@ class CorruptRowGroup(DataError):
 class RowGroupSlice:
     """Rows ``start`` to ``stop`` (exclusive) of one row group of one file, or of those ``rows`` of it (ascending)."""
 
-    file: Path
+    file: Location
     row_group: int
     start: int
     stop: int
@@ -59,7 +60,7 @@ class RowGroupSlice:
 
 
 def list_row_groups(
-    files: Sequence[Path], columns: Sequence[str | ColumnRequest]
+    files: Sequence[Location], columns: Sequence[str | ColumnRequest]
 ) -> tuple[list[RowGroupSlice], dict[str, ColumnType]]:
     """All row groups that hold rows, in file order, and the type of each column.
 
@@ -178,22 +179,22 @@ def place_of(slices: Sequence[RowGroupSlice], row: int) -> tuple[RowGroupSlice, 
     raise IndexError(row)
 
 
-def column_names(file: Path) -> tuple[str, ...]:
+def column_names(file: Location) -> tuple[str, ...]:
     """The columns of a Parquet file. ``DataError`` when it is none."""
     return tuple(read_footer(file).schema.to_arrow_schema().names)
 
 
-def read_footer(file: Path) -> pq.FileMetaData:
+def read_footer(file: Location) -> pq.FileMetaData:
     """What a file says of itself. ``DataError`` when it is absent or no Parquet."""
     try:
-        return pq.read_metadata(file)
+        return read_metadata(file)
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; correct the path or ingest the data again") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)}); write the file again") from error
 
 
-def require_column(file: Path, schema: pa.Schema, name: str) -> None:
+def require_column(file: Location, schema: pa.Schema, name: str) -> None:
     """Raise ``DataError`` where a file has no column ``name``, or several."""
     if name not in schema.names:
         raise DataError(f"{file}: no column {name!r}; the file has {', '.join(schema.names)}")
@@ -206,7 +207,7 @@ def twice(name: str) -> str:
     return f"column {name!r} is there twice; rename one of the two when the file is written"
 
 
-def _column_type(file: Path, schema: pa.Schema, request: ColumnRequest) -> ColumnType:
+def _column_type(file: Location, schema: pa.Schema, request: ColumnRequest) -> ColumnType:
     require_column(file, schema, request.name)
     arrow_type = schema.field(request.name).type
     try:
@@ -233,7 +234,7 @@ def _reads(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> Ite
 
 def _read_table(pieces: Sequence[RowGroupSlice], columns: list[str]) -> pa.Table:
     try:
-        with pq.ParquetFile(pieces[0].file, page_checksum_verification=True) as file:
+        with open_parquet(pieces[0].file) as file:
             if all(piece.num_rows == file.metadata.row_group(piece.row_group).num_rows for piece in pieces):
                 return file.read_row_groups([piece.row_group for piece in pieces], columns=columns)
             tables = (piece.of(file.read_row_group(piece.row_group, columns=columns)) for piece in pieces)
@@ -248,7 +249,7 @@ def _unreadable(pieces: Sequence[RowGroupSlice], columns: list[str], error: Exce
     for piece in pieces:
         for column in columns:
             try:
-                with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                with open_parquet(file) as parquet:
                     parquet.read_row_group(piece.row_group, columns=[column])
             except (pa.ArrowException, OSError) as cause:
                 what = f"{file}: row group {piece.row_group}, column {column!r} cannot be decoded ({_one_line(cause)})"

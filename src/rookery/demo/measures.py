@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import torch
 
 from rookery.data.engagements import ENGAGEMENTS
+from rookery.data.parquet import open_parquet
 from rookery.metrics.engagement import EngagementMeter, EngagementMetrics, MeasureOptions
 from rookery.metrics.engagement_rows import EngagementRows
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.files import partition_rows
+from rookery.storage.location import Location
 
 FEW_POSITIVES = 100
 """With fewer an AUROC is off by .03 or more."""
@@ -88,14 +90,15 @@ class _Tables:
 def _partition_tables(world: Path, config: RankerConfig, split: str) -> list[_Tables]:
     """The log of a partition by file, and the truth of the same rows."""
     columns = ["impression_id", "user_id", *ENGAGEMENTS]
-    logs: dict[Path, list[pa.Table]] = {}
+    logs: dict[Location, list[pa.Table]] = {}
     for piece in partition_rows(config.validation_data[split]):
-        group = pq.ParquetFile(piece.file).read_row_group(piece.row_group, columns)
+        with open_parquet(piece.file) as file:
+            group = file.read_row_group(piece.row_group, columns)
         logs.setdefault(piece.file, []).append(piece.of(group))
     tables = []
-    for file, parts in logs.items():
+    for place, parts in logs.items():
         log = pa.concat_tables(parts)
-        truth = pq.read_table(world / "truth" / file.name)
+        truth = pq.read_table(world / "truth" / place.name)
         places = np.searchsorted(truth["impression_id"].to_numpy(), log["impression_id"].to_numpy())
         tables.append(_Tables(log, truth.take(pa.array(places))))
     return tables

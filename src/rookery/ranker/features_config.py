@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from rookery.config.base import OneOf, StrictModel
 from rookery.optim.config import OptimizerConfig
+from rookery.storage.location import absolute
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -248,7 +249,7 @@ class PartitionConfig(StrictModel):
     """Rows of some Parquet files."""
 
     inputs: tuple[str, ...] = Field(min_length=1)
-    """Files, directories or globs."""
+    """Files, directories or globs, by path or URL."""
     rows: RowFilterConfig | None = None
     limit: PositiveInt | None = None
     offset: int = Field(default=0, ge=0)
@@ -256,7 +257,7 @@ class PartitionConfig(StrictModel):
 
     def with_whole_paths(self) -> Self:
         """The same with absolute paths."""
-        return self.model_copy(update={"inputs": tuple(str(Path(each).absolute()) for each in self.inputs)})
+        return self.model_copy(update={"inputs": tuple(map(absolute, self.inputs))})
 
 
 class TrainPartition(PartitionConfig):

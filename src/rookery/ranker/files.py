@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 
+from rookery.data import parquet
 from rookery.data.row_filter import RowFilter, filter_rows
 from rookery.data.row_groups import RowGroupSlice, list_row_groups, select_rows
 from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
 from rookery.ranker.features_config import PartitionConfig, TrainPartition
+from rookery.storage.location import Location
 
 
-def find_files(partition: PartitionConfig) -> list[Path]:
+def find_files(partition: PartitionConfig) -> list[Location]:
     """The files, sorted within each of the inputs. ``DataError`` where an input has none."""
-    files: list[Path] = []
+    files: list[Location] = []
     for place in partition.inputs:
-        pattern = f"{glob.escape(place)}/*.parquet" if Path(place).is_dir() else place
-        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
-        if Path(place).is_file():  # a name may have brackets in it
-            found = [place]
+        found = parquet.find_files(place)
         if not found:
             raise DataError(f"inputs: {place}: no Parquet file there; name a file, a directory or a glob")
-        files += map(Path, found)
+        files += found
     return files
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rookery.config.suggest import did_you_mean
+from rookery.data.parquet import open_parquet
 from rookery.data.row_groups import RowGroupSlice, list_row_groups, read_footer, require_column
 from rookery.errors import DataError
 from rookery.ranker.features_config import PartitionConfig
@@ -51,7 +51,8 @@ def open_log(inputs: Sequence[Path]) -> Log:
     """Find the files. Raises ``DataError`` where there are none, or too few rows to learn from."""
     whole = tuple(path.resolve() for path in inputs)
     splits = _split_folder(whole)
-    files = (splits["train"],) if splits else tuple(find_files(PartitionConfig(inputs=tuple(map(str, whole)))))
+    found = find_files(PartitionConfig(inputs=tuple(map(str, whole))))
+    files = (splits["train"],) if splits else tuple(file for file in found if isinstance(file, Path))
     slices, _ = list_row_groups(files, [])
     num_rows = sum(piece.num_rows for piece in slices)
     log = Log(whole, files, splits, _one_schema(files), num_rows)
@@ -135,7 +136,7 @@ def _read(piece: RowGroupSlice, step: int, num_rows: int) -> pa.Table:
 
 def _runs(piece: RowGroupSlice, step: int, num_rows: int) -> Iterator[pa.RecordBatch]:
     block_rows = min(_BLOCK_ROWS, step * min(_RUN_ROWS, num_rows))
-    with pq.ParquetFile(piece.file, page_checksum_verification=True) as file:
+    with open_parquet(piece.file) as file:
         for block in file.iter_batches(block_rows, row_groups=[piece.row_group]):
             run_rows = min(num_rows, -(-block.num_rows // step))
             yield block.take(pa.array(range(run_rows)))  # a copy: a slice would hold all of the block

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rookery.checkpoint.checkpointer import best_step, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import best_step
 from rookery.config.loader import load_config
 from rookery.errors import RunNotFound
 from rookery.nn.mlp import pack_for_scoring

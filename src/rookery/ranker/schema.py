@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from rookery.ranker.columns import ColumnUse
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig
 from rookery.ranker.files import find_files
+from rookery.storage.location import Location
 
 IdType = Literal["number", "text"]
 """Numbers, truth values and times, or strings and bytes: ids of one kind never equal those of the other."""
@@ -83,7 +83,7 @@ def id_type(arrow_type: pa.DataType) -> IdType:
 
 
 def _file_problems(
-    config: RankerConfig, file: Path, schema: pa.Schema, uses: Sequence[ColumnUse], types: dict[str, IdType]
+    config: RankerConfig, file: Location, schema: pa.Schema, uses: Sequence[ColumnUse], types: dict[str, IdType]
 ) -> Iterator[str]:
     mixed: set[str] = set()
     for use in uses:

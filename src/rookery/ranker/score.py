@@ -21,6 +21,7 @@ from rookery.ranker.run import LoadedRun
 from rookery.ranker.schema import check_schema
 from rookery.ranker.score_keys import KeyRows, key_schema
 from rookery.ranker.wrong_value import WrongValue
+from rookery.storage.location import Location
 
 SCORE = "score"
 _ROWS_PER_GROUP = 65_536
@@ -78,7 +79,7 @@ def score_file(
     return ScoredFile(out, num_rows, tuple(schema.names))
 
 
-def _require_free(out: Path, source: Path, files: Sequence[Path], overwrite: bool) -> None:
+def _require_free(out: Path, source: Path, files: Sequence[Location], overwrite: bool) -> None:
     if any(out.resolve() == file.resolve() for file in files) or (
         source.is_dir() and out.resolve().parent == source.resolve()
     ):
@@ -108,11 +109,11 @@ def _schema(run: LoadedRun, keys: pa.Schema) -> pa.Schema:
     return pa.schema([*keys, *predicted], metadata=metadata)
 
 
-def _num_rows(files: Sequence[Path]) -> int:
+def _num_rows(files: Sequence[Location]) -> int:
     return sum(read_footer(file).num_rows for file in files)
 
 
-def _predictions(run: LoadedRun, partition: PartitionConfig, files: Sequence[Path]) -> Iterator[Tensor]:
+def _predictions(run: LoadedRun, partition: PartitionConfig, files: Sequence[Location]) -> Iterator[Tensor]:
     """Probabilities ``[batch, tasks]`` in the order of the rows."""
     if not _num_rows(files):  # a stream has rows
         check_schema(run.config, partition, run.preprocessor.uses(labels=False), run.preprocessor.id_types)

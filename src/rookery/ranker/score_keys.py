@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from rookery.data.parquet import open_parquet
 from rookery.data.row_groups import read_footer
 from rookery.errors import DataError
 from rookery.ranker.config import RankerConfig
+from rookery.storage.location import Location
 
 _ROWS_PER_READ = 65_536
 _MANTISSA_BITS = {16: 11, 32: 24, 64: 53}  # of a float, by its bits: integers of as many are exact
 
 
-def key_schema(config: RankerConfig, files: Sequence[Path]) -> pa.Schema:
+def key_schema(config: RankerConfig, files: Sequence[Location]) -> pa.Schema:
     """Those of ``keys.user``, ``keys.item`` and ``keys.time`` that the first file has, each of a type for all files.
 
     Raises ``DataError`` for a file that lacks one of them or has it twice, and for types that no type holds. Reads
@@ -32,7 +32,7 @@ def key_schema(config: RankerConfig, files: Sequence[Path]) -> pa.Schema:
 class KeyRows:
     """The columns of ``schema`` in ``files``, cast to its types."""
 
-    def __init__(self, files: Sequence[Path], schema: pa.Schema) -> None:
+    def __init__(self, files: Sequence[Location], schema: pa.Schema) -> None:
         self._batches = _key_batches(files, schema)
         self._has_columns = bool(schema.names)
         self._pending = pa.table({})
@@ -49,10 +49,10 @@ class KeyRows:
         return whole.slice(0, num_rows)
 
 
-def _key_batches(files: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+def _key_batches(files: Sequence[Location], schema: pa.Schema) -> Iterator[pa.Table]:
     for file in files:
         try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            with open_parquet(file) as parquet:
                 for batch in parquet.iter_batches(_ROWS_PER_READ, columns=schema.names):
                     yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
         except (pa.ArrowException, OSError) as error:
@@ -62,9 +62,9 @@ def _key_batches(files: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]
             ) from error
 
 
-def _common_field(name: str, schemas: Mapping[Path, pa.Schema]) -> pa.Field:
+def _common_field(name: str, schemas: Mapping[Location, pa.Schema]) -> pa.Field:
     fields = {file: _only_field(name, file, schemas) for file in schemas}
-    types: dict[pa.DataType, Path] = {}
+    types: dict[pa.DataType, Location] = {}
     for file, field in fields.items():
         types.setdefault(field.type, file)
     is_nullable = any(field.nullable for field in fields.values())
@@ -77,7 +77,7 @@ def _common_field(name: str, schemas: Mapping[Path, pa.Schema]) -> pa.Field:
     return pa.field(name, common, is_nullable)
 
 
-def _only_field(name: str, file: Path, schemas: Mapping[Path, pa.Schema]) -> pa.Field:
+def _only_field(name: str, file: Location, schemas: Mapping[Location, pa.Schema]) -> pa.Field:
     found = schemas[file].get_all_field_indices(name)
     if not found:
         raise DataError(

@@ -7,9 +7,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.fetch import local_copy
+from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
-from rookery.parallel.world import is_chief, join_world, on_chief, share_object
+from rookery.parallel.world import is_chief, join_world, losses_told, on_chief, share_object
 from rookery.ranker.build import build_job, build_model, build_preprocessor, check_backend
 from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
@@ -22,7 +24,7 @@ from rookery.tables.backends import describe_plan
 from rookery.train.lineage import require_same_meaning
 from rookery.train.loop import TrainingResult, train
 from rookery.train.plan import dense_bytes, show_plan, world_shape
-from rookery.train.run import open_run
+from rookery.train.run import go_on_from_published, open_run, publish_rest
 from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.train.sinks import MetricSink
 from rookery.train.state import check_fit
@@ -41,6 +43,7 @@ _FREE = (
 )
 
 
+@losses_told()
 def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[MetricSink] = ()) -> TrainingResult:
     """Train to the last step of the configuration, from the newest checkpoint of ``training.save_dir`` if there is one.
 
@@ -52,6 +55,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     check_backend(config)
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
+    go_on_from_published(config.training)
     if checkpoint_steps(save_dir):
         _require_same_model(save_dir, config)
     with open_run(config.training, dump_config(config)) as run:
@@ -70,6 +74,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
             result = train(job, watched, config.training, config.runtime, debug=debug)
     if is_chief():
         _calibrate(save_dir)
+        publish_rest(config.training)
     return result
 
 
@@ -83,7 +88,8 @@ def _show_plan(config: RankerConfig, model: RankerModel) -> None:
 def _write_inputs(config: RankerConfig, folder: Path) -> None:
     """Vocabularies counted in the training rows, or those of the run to start from: its rows keep their meaning."""
     earlier = config.training.initial_checkpoint_dir
-    inputs = Inputs.build(config, None if earlier is None else Inputs.open(_run_of(earlier) / INPUTS))
+    before = None if earlier is None else Inputs.open(_run_of(local_copy(earlier, "latest")) / INPUTS)
+    inputs = Inputs.build(config, before)
     preprocessor = build_preprocessor(config, inputs)
     check_training_rows(config, preprocessor)
     check_validation_rows(config, preprocessor)
@@ -106,7 +112,7 @@ def _start_from_elsewhere(config: RankerConfig, model: RankerModel) -> None:
     source = config.training.initial_checkpoint_dir
     if source is None:
         return
-    stored = load_checkpoint(source)
+    stored = load_checkpoint(local_copy(source, "latest"))
     remedy = (
         "configure the model as that run did (features, sizes, tasks), or leave training.initial_checkpoint_dir out to "
         "start from fresh weights"

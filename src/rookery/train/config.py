@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rookery.config.base import StrictModel
+from rookery.storage.location import LocationField, RemoteField
 
 
 class KeepBest(StrictModel):
@@ -42,8 +43,13 @@ class TrainingConfig(StrictModel):
     checkpoint_async: bool = Field(
         default=False, description="Copy a checkpoint and train on while a thread writes the copy; takes its memory."
     )
-    initial_checkpoint_dir: Path | None = Field(
-        default=None, description="Another run whose weights, not whose step, a new run starts from."
+    initial_checkpoint_dir: LocationField | None = Field(
+        default=None, description="Another run, by path or URL, whose weights, not whose step, a new run starts from."
+    )
+    publish: RemoteField | None = Field(
+        default=None,
+        description="URL in an object store where each checkpoint is uploaded once it is written; a run whose save_dir "
+        "has none goes on from there.",
     )
 
     validate_every_n: int | None = Field(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rookery.checkpoint.checkpointer import checkpoint_state, checkpoint_steps
+from rookery.checkpoint.checkpointer import checkpoint_state
+from rookery.checkpoint.layout import checkpoint_steps
 from rookery.errors import CheckpointError, RunNotFound
 from rookery.train.best import BestTracker
 from rookery.train.config import TrainingConfig

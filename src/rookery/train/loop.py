@@ -145,7 +145,7 @@ class _Loop(Generic[B]):
                     self._step(micro_batches)
                     self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
                 self._save()
-                self._run.checkpointer.wait()
+                self._run.checkpointer.finish()
         best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
         signal = self._received if reason == "interrupted" else None
         return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value, signal)

@@ -10,6 +10,7 @@ RUN/checkpoints/         see rookery.checkpoint
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -18,11 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rookery.checkpoint.checkpointer import Checkpointer, latest_checkpoint, run_lock
+from rookery.checkpoint.fetch import fetch, published_steps
 from rookery.checkpoint.files import Checkpoint, write_atomically
+from rookery.checkpoint.layout import checkpoint_steps
+from rookery.checkpoint.publish import Publisher
 from rookery.parallel.world import is_chief, on_chief
+from rookery.storage.location import RemotePath
 from rookery.train.config import TrainingConfig
 from rookery.train.environment import describe_environment
 from rookery.train.sinks import JsonLines, MetricSink, TensorBoard
+
+logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = "environment.json"
 
@@ -66,6 +73,10 @@ def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
     save_dir = config.save_dir
     with ExitStack() as stack:
         on_chief(lambda: stack.enter_context(_taken(save_dir)))
+        newest = latest_checkpoint(save_dir)
+        publisher = _publisher(config)
+        if publisher is not None:
+            on_chief(lambda: publisher.begin(None if newest is None else newest.step))
         yield Run(
             save_dir=save_dir,
             config_yaml=config_yaml,
@@ -74,10 +85,45 @@ def open_run(config: TrainingConfig, config_yaml: str) -> Iterator[Run]:
                 config.checkpoint_every_n,
                 config.checkpoint_max_to_keep,
                 asynchronous=config.checkpoint_async,
+                publisher=publisher if is_chief() else None,
             ),
             sinks=_sinks(save_dir) if is_chief() else (),
-            resume_from=latest_checkpoint(save_dir),
+            resume_from=newest,
         )
+
+
+def go_on_from_published(config: TrainingConfig) -> None:
+    """Where ``save_dir`` has no checkpoint, fetch the newest that ``publish`` has, and the best, if it has any.
+
+    Raises ``UserError`` when another process trains there, ``DataError`` where the store refuses.
+    """
+    if config.publish is not None:
+        on_chief(lambda: _fetch_published(config.save_dir, config.publish))
+
+
+def publish_rest(config: TrainingConfig) -> None:
+    """Upload what has changed of a run besides checkpoints since its last one. ``DataError`` where that fails."""
+    publisher = _publisher(config)
+    if publisher is not None:
+        publisher.publish_files()
+
+
+def _publisher(config: TrainingConfig) -> Publisher | None:
+    if config.publish is None:
+        return None
+    return Publisher(config.save_dir, config.publish, config.checkpoint_max_to_keep)
+
+
+def _fetch_published(save_dir: Path, url: RemotePath | None) -> None:
+    if url is None or checkpoint_steps(save_dir):
+        return
+    steps = published_steps(url)
+    if not steps:
+        return
+    with run_lock(save_dir):
+        fetch(url, save_dir, "auto")  # the best one, if one is kept
+        fetch(url, save_dir, "latest")
+    logger.warning("%s has no checkpoint: going on from step %d of %s", save_dir, steps[-1], url)
 
 
 def _sinks(save_dir: Path) -> Sequence[MetricSink]:

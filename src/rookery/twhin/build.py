@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from rookery.errors import ConfigError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
 from rookery.parallel.world import rank, world_size
+from rookery.storage.location import Location
 from rookery.tables.backends import BackendName, make_tables, require_torchrec, table_refusals
 from rookery.tables.protocol import TableSpec
 from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
@@ -144,7 +144,7 @@ def _table_spec(table: EmbeddingTable) -> TableSpec:
     )
 
 
-def _stream(config: TwhinConfig, files: list[Path], order: StreamOrder) -> BatchStream:
+def _stream(config: TwhinConfig, files: Sequence[Location], order: StreamOrder) -> BatchStream:
     data, readers = config.train_data, config.parallel.readers
     if readers is not None:
         rows = open_edges(config, files, order)
@@ -158,7 +158,7 @@ def _stream(config: TwhinConfig, files: list[Path], order: StreamOrder) -> Batch
     return QueryStream(edges, data.negative_sides, num_rows, seed=config.runtime.seed)
 
 
-def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: list[Path]) -> BatchPlanner:
+def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: Sequence[Location]) -> BatchPlanner:
     data = config.train_data
     tables = config.model.embeddings.tables
     sampler = NegativeSampler(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +11,7 @@ from rookery.config.base import OneOf, StrictModel
 from rookery.config.suggest import did_you_mean
 from rookery.optim.config import OptimizerConfig
 from rookery.parallel.config import ParallelConfig
+from rookery.storage.location import LocationField
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.twhin.evaluation_config import EvaluationConfig
 from rookery.types import Side
@@ -34,9 +34,9 @@ class EmbeddingTable(StrictModel):
     """Standard deviation of the initial rows."""
     max_norm: Positive | None = None
     """Largest Euclidean norm that a row keeps after an update."""
-    pretrained: Path | None = None
+    pretrained: LocationField | None = None
     """Parquet file with columns ``id``, ``vector`` to start from; entities that it does not have start at random."""
-    vocab: Path | None = None
+    vocab: LocationField | None = None
     """Parquet file with columns ``row``, ``id``; left out, the graph's own. ``pretrained`` is joined through it."""
 
 
@@ -129,7 +129,7 @@ class TrainData(StrictModel):
     """Edges in Parquet files with columns ``lhs, rel, rhs[, weight]`` of row numbers, and how a step uses them."""
 
     data_root: str | None = None
-    """A directory or a glob; left out, the graph's train split."""
+    """A directory or a glob, by path or URL; left out, the graph's train split."""
     limit: int | None = Field(default=None, gt=0)
     offset: int = Field(default=0, ge=0)
     per_replica_batch_size: int = Field(default=20_000, gt=0)
@@ -171,7 +171,7 @@ class TrainData(StrictModel):
 class TwhinConfig(StrictModel):
     """One TwHIN run."""
 
-    graph: Path | None = None
+    graph: LocationField | None = None
     """An ingested graph: vocabularies, splits, degrees. Without it, ids are row numbers and ``data_root`` is needed."""
     runtime: RuntimeConfig = RuntimeConfig()
     parallel: ParallelConfig = ParallelConfig()

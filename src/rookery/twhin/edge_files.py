@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,12 +10,13 @@ from torch import Tensor
 from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, list_row_groups, read_rows
 from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
+from rookery.storage.location import Location
 from rookery.twhin.config import ModelConfig
 
 _COLUMNS = ("lhs", "rel", "rhs")
 
 
-def check_edge_files(files: Sequence[Path], config: ModelConfig, on_corrupt: OnCorrupt = "fail") -> None:
+def check_edge_files(files: Sequence[Location], config: ModelConfig, on_corrupt: OnCorrupt = "fail") -> None:
     """Read every row group once (20 ns an edge); with ``on_corrupt`` "skip" those that can be decoded.
 
     Raises ``DataError`` with file, row group and row for a number that has no relation or no row in its table.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from rookery.data.graph import Graph
+from rookery.data.parquet import open_parquet
 from rookery.errors import DataError
+from rookery.storage.location import Location
 from rookery.twhin.candidates import Scorer, by_relation
 from rookery.twhin.evaluation_config import EvaluationConfig
 from rookery.twhin.known import Edges, KnownEdges
@@ -104,12 +104,12 @@ class Evaluator:
         return Evaluation(self.split, self.edges.num_edges, self.num_edges_unseen, ranked, recommended)
 
 
-def read_edges(files: Sequence[Path]) -> Edges:
+def read_edges(files: Sequence[Location]) -> Edges:
     """All edges of Parquet files of a graph."""
     return Edges.concat([_no_edges(), *edge_batches(files)])
 
 
-def _read_sharing(files: Sequence[Path], own: KnownEdges) -> Edges:
+def _read_sharing(files: Sequence[Location], own: KnownEdges) -> Edges:
     """The edges that answer a query of ``own``, on either side: all that a filter needs, however large the split."""
     parts = [_no_edges()]
     for batch in edge_batches(files):
@@ -118,10 +118,10 @@ def _read_sharing(files: Sequence[Path], own: KnownEdges) -> Edges:
     return Edges.concat(parts)
 
 
-def edge_batches(files: Sequence[Path]) -> Iterator[Edges]:
+def edge_batches(files: Sequence[Location]) -> Iterator[Edges]:
     """The edges of Parquet files of a graph, a million at a time."""
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(Edges._fields)):
                 yield Edges(*(torch.tensor(batch.column(name).to_numpy()) for name in Edges._fields))
 

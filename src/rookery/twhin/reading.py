@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Hashable
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 
 from rookery.data.flight_identity import Served
 from rookery.data.flight_server import ServedStream
 from rookery.data.flight_wire import Order, TensorType
 from rookery.data.graph import Graph
+from rookery.data.parquet import find_files
 from rookery.data.row_groups import column_names
 from rookery.data.stream import ParquetStream
 from rookery.errors import DataError
+from rookery.storage.location import Location
 from rookery.train.order import StreamOrder
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.edge_files import check_edge_files
 
 
-def train_files(config: TwhinConfig, graph: Graph | None) -> list[Path]:
+def train_files(config: TwhinConfig, graph: Graph | None) -> list[Location]:
     """The Parquet files of the training edges."""
     root = config.train_data.data_root
     if root is None:
         assert graph is not None
         return graph.split_files("train")
-    pattern = f"{root}/*.parquet" if Path(root).is_dir() else root
-    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
+    files = find_files(root)
     if not files:
         raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
     check_edge_files(files, config.model, config.train_data.on_corrupt)
@@ -33,7 +32,7 @@ def train_files(config: TwhinConfig, graph: Graph | None) -> list[Path]:
 
 
 def open_edges(
-    config: TwhinConfig, files: list[Path], order: StreamOrder, *, rank: int = 0, world_size: int = 1
+    config: TwhinConfig, files: Sequence[Location], order: StreamOrder, *, rank: int = 0, world_size: int = 1
 ) -> ParquetStream:
     """The edges of the lanes of one rank."""
     data = config.train_data

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rookery.config.loader import load_config
 from rookery.errors import UserError
+from rookery.storage.location import Location
 from rookery.train.evaluations import IN_RUN, evaluation_path, require_writable, write_evaluation
 from rookery.train.follow import follow
 from rookery.train.runtime import prepare_runtime
@@ -43,7 +44,7 @@ def evaluate_run(
     run: Path,
     split: str,
     checkpoint: Literal["auto", "latest", "best"] | int = "auto",
-    graph: Path | None = None,
+    graph: Location | None = None,
     overrides: Sequence[str] = (),
 ) -> Measured:
     """Measure one checkpoint; ``graph`` is where the run's graph lies now, ``overrides`` replace fields.
@@ -64,7 +65,7 @@ def evaluate_run(
 def follow_run(
     run: Path,
     split: str,
-    graph: Path | None = None,
+    graph: Location | None = None,
     overrides: Sequence[str] = (),
     *,
     timeout_s: float,

@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rookery.config.suggest import did_you_mean
 from rookery.data.graph import MANIFEST, Graph, Vocabulary
+from rookery.data.parquet import read_parquet
 from rookery.errors import DataError, RunNotFound, UserError
+from rookery.storage.location import Location
 from rookery.train.vector_export import ExportManifest
 from rookery.twhin.build import check_graph
 from rookery.twhin.config import TwhinConfig
@@ -59,7 +60,7 @@ class Source:
         return self.graph
 
 
-def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None) -> Source:
+def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Location | None = None) -> Source:
     """A run (at ``checkpoint``) or an export; ``graph`` is where the run's own lies now, or gives an export one.
 
     Raises ``RunNotFound`` or ``DataError`` for a folder that is neither.
@@ -73,7 +74,7 @@ def open_source(path: Path, checkpoint: CheckpointName = "auto", graph: Path | N
     return Source(path, run.step, run.model.embeddings().cpu(), _vocabularies(run), run.graph)
 
 
-def open_run(path: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None) -> LoadedRun:
+def open_run(path: Path, checkpoint: CheckpointName = "auto", graph: Location | None = None) -> LoadedRun:
     """``load_run``, with a word for folders of another kind and a check that ``graph`` fits the run.
 
     Raises ``RunNotFound``, ``DataError`` and ``ConfigError`` accordingly.
@@ -89,7 +90,7 @@ def open_run(path: Path, checkpoint: CheckpointName = "auto", graph: Path | None
 
 
 def export_run(
-    run: Path, out: Path, checkpoint: CheckpointName = "auto", graph: Path | None = None, *, overwrite: bool = False
+    run: Path, out: Path, checkpoint: CheckpointName = "auto", graph: Location | None = None, *, overwrite: bool = False
 ) -> ExportManifest:
     """Export a run's vectors and relations to the folder ``out``; ``graph`` is where the run's graph lies now.
 
@@ -114,7 +115,7 @@ def _vocabulary_without_graph(config: TwhinConfig, name: str) -> Vocabulary:
     if table.vocab is None:
         return Vocabulary(name, pa.table({"id": pa.array(np.arange(table.num_embeddings))}))
     try:
-        stored = pq.read_table(table.vocab, columns=["row", "id"]).sort_by("row")
+        stored = read_parquet(table.vocab, ["row", "id"]).sort_by("row")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{table.vocab}: not a vocabulary with columns row, id ({error})") from error
     if stored.num_rows != table.num_embeddings:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
 from rookery.errors import DataError, RunNotFound
-from rookery.parallel.world import is_chief, join_world
+from rookery.parallel.world import is_chief, join_world, losses_told
+from rookery.storage.location import Location
 from rookery.tables.backends import describe_plan
 from rookery.train.loop import TrainingResult, train
 from rookery.train.plan import dense_bytes, show_plan, world_shape
-from rookery.train.run import open_run
+from rookery.train.run import go_on_from_published, open_run
 from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.twhin.build import build_job, build_model, check_backend, check_graph, table_specs
 from rookery.twhin.config import TwhinConfig
@@ -24,6 +26,7 @@ from rookery.twhin.model import TwhinModel
 from rookery.twhin.warm_start import pull_to_earlier, start_from_elsewhere
 
 
+@losses_told()
 def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
     """Train to the last step of the configuration, from the newest checkpoint of ``training.save_dir`` if there is one.
 
@@ -38,6 +41,7 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
         check_graph(config, graph)
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
+    go_on_from_published(config.training)
     if checkpoint_steps(save_dir):
         require_same_model(save_dir, config)
         if graph is not None:
@@ -71,7 +75,7 @@ class LoadedRun:
 
 
 def load_run(
-    run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto", *, graph: Path | None = None
+    run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto", *, graph: Location | None = None
 ) -> LoadedRun:
     """Load a run for evaluation, export or retrieval; ``auto`` is the best checkpoint if one is kept, else the latest.
 
@@ -92,7 +96,7 @@ def load_run(
     return LoadedRun(model.eval(), opened, config, stored.step)
 
 
-def _open_graph(run: Path, path: Path | None) -> Graph | None:
+def _open_graph(run: Path, path: Location | None) -> Graph | None:
     if path is None:
         return None
     try:

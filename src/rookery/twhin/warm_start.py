@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.fetch import local_copy
 from rookery.config.loader import load_config
 from rookery.data.graph import Graph
+from rookery.data.parquet import read_parquet
 from rookery.errors import ConfigError, DataError
+from rookery.storage.location import Location
 from rookery.twhin.config import EmbeddingTable, RelationConfig, TwhinConfig
 from rookery.twhin.lineage import require_same_entities
 from rookery.twhin.model import Pull, TwhinModel, parameter_rows
@@ -59,8 +61,7 @@ def _overwrite(rows: Tensor, earlier: Tensor) -> None:
 
 def _earlier_rows(config: TwhinConfig, graph: Graph | None) -> dict[str, Tensor]:
     """Vectors of the earlier run in this run's rows, float32 ``[num_embeddings, D]``, NaN where it had none."""
-    source = config.training.initial_checkpoint_dir
-    assert source is not None
+    source = _earlier_run(config)
     stored = load_checkpoint(source).tensors("model")
     old_graph = _graph_of_run(source)
     return {
@@ -68,6 +69,12 @@ def _earlier_rows(config: TwhinConfig, graph: Graph | None) -> dict[str, Tensor]
         for table in config.model.embeddings.tables
         if f"table.{table.name}" in stored
     }
+
+
+def _earlier_run(config: TwhinConfig) -> Path:
+    """Of a URL the copy on this machine."""
+    assert config.training.initial_checkpoint_dir is not None
+    return local_copy(config.training.initial_checkpoint_dir, "latest")
 
 
 def _joined(table: EmbeddingTable, old: Tensor, graph: Graph | None, old_graph: Graph | None) -> Tensor:
@@ -102,8 +109,7 @@ def _graph_of_run(source: Path) -> Graph | None:
 @torch.no_grad()
 def _start_relations(config: TwhinConfig, model: TwhinModel) -> None:
     """Relations of the earlier run that have the same name and operator."""
-    source = config.training.initial_checkpoint_dir
-    assert source is not None
+    source = _earlier_run(config)
     stored = load_checkpoint(source).tensors("model")
     run = next((folder for folder in (source, *source.parents[:2]) if (folder / "config.yaml").exists()), None)
     old = load_config(TwhinConfig, run / "config.yaml").model.relations if run else config.model.relations
@@ -171,10 +177,10 @@ def _rows_of_ids(table: EmbeddingTable, graph: Graph | None, ids: pa.ChunkedArra
     return np.asarray(ids.to_numpy(), dtype=np.int64)
 
 
-def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+def _read_columns(path: Location, columns: list[str]) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+        return read_parquet(path, columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{path}: cannot be read as Parquet with columns {', '.join(columns)} ({reason}); correct the path or "

@@ -15,16 +15,10 @@ import torch
 from torch import Tensor
 
 from rookery.checkpoint.background import Staging
-from rookery.checkpoint.checkpointer import (
-    Checkpointer,
-    best_step,
-    checkpoint_steps,
-    latest_checkpoint,
-    load_checkpoint,
-    run_lock,
-)
+from rookery.checkpoint.checkpointer import Checkpointer, latest_checkpoint, load_checkpoint, run_lock
 from rookery.checkpoint.draft import Draft
 from rookery.checkpoint.files import DamagedCheckpoint
+from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.checkpoint.shards import held_of
 from rookery.errors import CheckpointError, RunNotFound, UserError
 

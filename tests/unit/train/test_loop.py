@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rookery.checkpoint.checkpointer import best_step, checkpoint_steps, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.data.stream import ParquetStream
 from rookery.errors import ConfigError, DataError, TrainingError, UserError
 

@@ -18,7 +18,8 @@ from small_graph import NUM_COMMUNITIES, Triple, log_lines, make_config, planted
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rookery.checkpoint.checkpointer import checkpoint_steps, load_checkpoint
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import checkpoint_steps
 from rookery.data.graph import Graph
 from rookery.twhin.batch import TrainBatch
 from rookery.twhin.build import build_job, build_model

@@ -1,0 +1,1 @@
+"""Where data lie: paths of this machine and URLs of object stores."""
