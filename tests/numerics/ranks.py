@@ -12,10 +12,23 @@ from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_SERVER = mp.get_context("forkserver")
+SERVER = mp.get_context("forkserver")
 # Imported once by the server that the ranks are forked from.
-_SERVER.set_forkserver_preload(
-    ["torch", "torch.distributed", "rookery.tables.local", "rookery.parallel.world", "rookery.tables.torchrec"]
+SERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed",
+        "torch.distributed.checkpoint.state_dict_saver",
+        "torch.utils.tensorboard",
+        "pandas",  # where it is installed pyarrow loads it
+        "rookery.tables.local",
+        "rookery.parallel.world",
+        "rookery.tables.torchrec",
+        "rookery.checkpoint.collective",
+        "rookery.cli.main",
+        "rookery.twhin.train",
+        "rookery.ranker.train",
+    ]
 )
 
 
@@ -24,19 +37,12 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
 
     Raises ``RankFailed`` with the first rank's traceback when one raises or dies, and when time is up.
     """
-    port = _free_port()
+    port = free_port()
     pipes, processes = [], []
     for rank in range(world_size):
-        ours, theirs = _SERVER.Pipe(duplex=False)
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        process = _SERVER.Process(target=_run, args=(theirs, environment, function, arguments), daemon=True)
+        ours, theirs = SERVER.Pipe(duplex=False)
+        environment = rank_environment(rank, world_size, port)
+        process = SERVER.Process(target=_run, args=(theirs, environment, function, arguments), daemon=True)
         process.start()
         theirs.close()
         pipes.append(ours)
@@ -84,12 +90,25 @@ def _run(pipe: Connection, environment: dict[str, str], function: Callable[..., 
         result = function(*arguments)
         leave_world()
         pipe.send((False, result))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, the other process is told
         pipe.send((True, traceback.format_exc()))
         os._exit(1)
 
 
-def _free_port() -> int:
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process of one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listened at a moment ago."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

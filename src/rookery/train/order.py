@@ -11,7 +11,7 @@ from torch import Tensor
 from rookery.checkpoint.files import Checkpoint
 from rookery.data.stream import Columns, StreamPosition
 from rookery.parallel.config import ParallelConfig
-from rookery.parallel.world import world_size
+from rookery.parallel.world import is_chief, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,14 @@ def stream_order(batch_size: int, parallel: ParallelConfig, checkpoint: Checkpoi
     before = checkpoint.state.get("world_size", 1)
     if before == world_size():
         return StreamOrder(batch_size, parallel.num_lanes or then.num_lanes)
-    logger.info(
-        "resumed with %d processes, %d before: batches of %d rows from %d lanes, as before",
-        world_size(),
-        before,
-        then.batch_size,
-        then.num_lanes,
-    )
+    if is_chief():
+        logger.warning(
+            "resumed with %d processes, %d before: batches of %d rows from %d lanes, as before",
+            world_size(),
+            before,
+            then.batch_size,
+            then.num_lanes,
+        )
     return StreamOrder(then.batch_size, parallel.num_lanes or then.num_lanes)
 
 
