@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import socket
 import threading
@@ -26,19 +28,21 @@ OFFLINE = {
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """A server with an empty bucket; the environment in which it is found."""
+    """A server with a bucket; the environment in which it is found."""
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         environment = {**KEYS, **OFFLINE, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
         with store_environment("s3", environment):
-            fsspec.filesystem("s3").mkdir(BUCKET)
+            fsspec.filesystem("s3").makedirs(BUCKET, exist_ok=True)  # moto keeps buckets as long as the process
             yield environment
     finally:
         server.stop()
+        server._server.server_close()
 
 
 @contextmanager
@@ -75,7 +79,14 @@ def store_environment(protocol: str, environment: Mapping[str, str]) -> Iterator
 
 
 def _forget(protocol: str) -> None:
-    fsspec.get_filesystem_class(protocol).clear_instance_cache()
+    """Close the connections of a protocol; the next file system is made anew."""
+    kind = fsspec.get_filesystem_class(protocol)
+    for filesystem in list(kind._cache.values()):
+        session = getattr(filesystem, "_s3creator" if protocol == "s3" else "_session", None)
+        if session is not None:
+            kind.close_session(filesystem.loop, session)
+    kind.clear_instance_cache()
+    gc.collect()
 
 
 class Proxy:
@@ -112,7 +123,8 @@ class Proxy:
                 target.sendall(block)
         for each in (source, target):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                each.shutdown(socket.SHUT_RDWR)  # wakes the thread of the other direction, which ends, too
+        source.close()
 
 
 def upload(folder: Path, place: RemotePath) -> None:

@@ -78,9 +78,9 @@ def _fetch(source: RemotePath, folder: Path, checkpoint: CheckpointName) -> None
         raise RunNotFound(f"{source}: nothing there; name the training.publish of a run, or a folder that was uploaded")
     is_run = any(name.startswith(f"{CHECKPOINTS}/") for name in present)
     sums = _sums(source, PUBLISHED if is_run else "manifest.json", present)
-    others = [name for name in present if not name.startswith((f"{CHECKPOINTS}/", "tensorboard/"))]
-    for name in others:
-        _get(source / name, folder / name, sums.get(name))
+    for name in present:
+        if not name.startswith((f"{CHECKPOINTS}/", "tensorboard/", PUBLISHED)):
+            _get(source / name, folder / name, sums.get(name))
     if is_run:
         _fetch_checkpoint(source, folder, present, checkpoint)
 

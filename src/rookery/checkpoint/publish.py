@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = "published.json"
 # Of this machine alone, or events that a reader of the run has no use for.
-_KEPT_HERE = {CHECKPOINTS, "tensorboard"}
+_KEPT_HERE = {CHECKPOINTS, "tensorboard", PUBLISHED}
 
 
 class Publisher:
