@@ -25,7 +25,7 @@ from rookery.train.order import StreamOrder, split_lanes, stream_order
 from rookery.train.plan import world_shape
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
-from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries
+from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries, needs_degrees
 from rookery.twhin.evaluation import Evaluator, read_edges
 from rookery.twhin.known import KnownEdges
 from rookery.twhin.model import TwhinModel
@@ -161,9 +161,8 @@ def _stream(config: TwhinConfig, files: Sequence[Location], order: StreamOrder) 
 def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: Sequence[Location]) -> BatchPlanner:
     data = config.train_data
     tables = config.model.embeddings.tables
-    sampler = NegativeSampler(
-        {table.name: table.num_embeddings for table in tables}, _degrees(graph), data.negative_alpha
-    )
+    degrees = _degrees(graph) if needs_degrees(config) else {}  # 16 bytes an entity
+    sampler = NegativeSampler({table.name: table.num_embeddings for table in tables}, degrees, data.negative_alpha)
     known = KnownEdges.build(read_edges(files)) if data.mask_known_positives else None
     return BatchPlanner(model.plans(), _negative_plan(config), sampler, seed=config.runtime.seed, known=known)
 

@@ -234,8 +234,7 @@ def _data_problems(config: TwhinConfig) -> list[str]:
     if config.graph is None and data.data_root is None:
         problems.append("graph is missing, and so is train_data.data_root; give one (`rookery twhin init GRAPH` does)")
     softmax = config.model.loss.softmax
-    needs_degrees = data.negative_alpha > 0 or (softmax is not None and softmax.log_q and data.in_batch_negatives > 0)
-    if config.graph is None and needs_degrees:
+    if config.graph is None and needs_degrees(config):
         problems.append("train_data.negative_alpha and loss.softmax.log_q need degrees; set graph to an ingested graph")
     if softmax is not None and softmax.log_q and data.global_negatives == "all":
         problems.append("model.loss.softmax.log_q=true: with global_negatives=all nothing is sampled; set it to false")
@@ -251,6 +250,12 @@ def _data_problems(config: TwhinConfig) -> list[str]:
             "global_negatives to all and mask_known_positives to false, or order to edges"
         )
     return problems
+
+
+def needs_degrees(config: TwhinConfig) -> bool:
+    """Whether negatives depend on how often an entity is in an edge."""
+    data, softmax = config.train_data, config.model.loss.softmax
+    return data.negative_alpha > 0 or (softmax is not None and softmax.log_q and data.in_batch_negatives > 0)
 
 
 def groups_queries(config: TwhinConfig) -> bool:
