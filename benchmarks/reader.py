@@ -83,7 +83,7 @@ def edges(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     files, order = train_files(config, None), StreamOrder(20_000, 1)
     with reader(folder, config) as (readers, pid):
         rows = open_edges(config, files, order)
-        remote = FlightStream(rows, served_edges(rows), readers)
+        remote = FlightStream(rows, served_edges(config, rows), readers)
         with epochs(open_edges(config, files, order), as_it_is) as local, epochs(remote, as_it_is) as distant:
             result = compare(local, distant, pid, options)
         remote.close()

@@ -165,10 +165,9 @@ class Reader:
             raise Garbage(f"batch {batch} has {num_rows} rows where the header says {sum(header.rows)}")
         if header.digest != self._expected.digests.of(ticket.lanes, ticket.epoch, batch):
             raise Garbage(f"batch {batch} is made of other rows than those of its place")
-        columns = decode(chunk.data, self._expected.types)
-        if header.checksum != checksum(columns):
+        if header.checksum != checksum(chunk.data):
             raise Garbage(f"batch {batch} was changed on its way: its checksum differs")
-        return LaneRows(columns, header.rows, header.digest, header.skipped)
+        return LaneRows(decode(chunk.data, self._expected.types), header.rows, header.digest, header.skipped)
 
     def _connected(self) -> flight.FlightClient:
         with self._connecting:

@@ -69,11 +69,11 @@ class ServedStream:
         read = self._stream.read(ticket.lanes, ticket.epoch, batch)
         position = replace(self._stream.position(), epoch=ticket.epoch, num_batches=batch + 1)
         columns = self._process(read.columns, position, dict(zip(ticket.lanes, read.rows, strict=True)))
-        ordered = {name: columns[name] for name in self._types}
+        encoded = encode(columns, self._types, self.schema)
         header = Header(
-            batch=batch, rows=read.rows, digest=read.digest, skipped=read.skipped, checksum=checksum(ordered)
+            batch=batch, rows=read.rows, digest=read.digest, skipped=read.skipped, checksum=checksum(encoded)
         )
-        return encode(ordered, self._types, self.schema), header.to_bytes()
+        return encoded, header.to_bytes()
 
 
 class Source(Protocol):

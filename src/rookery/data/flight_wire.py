@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 from typing_extensions import Self
 
 from rookery.data.stream import Columns
+from rookery.errors import DataError
 
 MAX_MESSAGE_BYTES = 65_536
 """Of a ticket, or of a header, which has a number for each lane."""
@@ -25,20 +27,31 @@ MAX_BATCHES = 64
 TICKET_BYTES = 8_388_608
 """Of the batches of one ticket, or one batch: large enough that a request costs little beside them."""
 
+_INT32_END = 2**31
+
 
 class Garbage(Exception):
     """What came is not what was asked for, or not in the form agreed upon."""
 
 
 class TensorType(NamedTuple):
-    """``[rows]`` of ``dtype``, or ``[rows, width]``."""
+    """``[rows]`` of ``dtype``, or ``[rows, width]``; integers that all fit a ``narrow`` type travel as that."""
 
     dtype: torch.dtype
     width: int | None
+    narrow: torch.dtype | None = None
+
+    @property
+    def sent(self) -> torch.dtype:
+        return self.narrow or self.dtype
 
     @property
     def bytes_per_row(self) -> int:
-        return self.dtype.itemsize * (1 if self.width is None else self.width)
+        return self.sent.itemsize * (1 if self.width is None else self.width)
+
+    def below(self, limit: int) -> TensorType:
+        """The same of integers from -1 to ``limit`` (exclusive)."""
+        return self._replace(narrow=torch.int32) if limit <= _INT32_END else self
 
 
 TensorTypes = Mapping[str, TensorType]
@@ -118,10 +131,13 @@ class Header(Message):
 
 
 def encode(columns: Columns, types: TensorTypes, schema: pa.Schema) -> pa.RecordBatch:
-    """The columns without a copy of them."""
+    """The columns, without a copy of those that are sent as they are.
+
+    Raises ``DataError`` for a number that does not fit its narrow type.
+    """
     arrays = []
     for (name, each), field in zip(types.items(), schema, strict=True):
-        values = columns[name].contiguous().numpy().reshape(-1)
+        values = _narrowed(name, columns[name], each).contiguous().numpy().reshape(-1)
         flat = pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
         arrays.append(flat if each.width is None else pa.FixedSizeListArray.from_arrays(flat, type=field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -133,21 +149,36 @@ def decode(batch: pa.RecordBatch, types: TensorTypes) -> Columns:
     for (name, each), array in zip(types.items(), batch.columns, strict=True):
         if array.null_count:
             raise Garbage(f"column {name!r} has nulls")
-        values = (array if each.width is None else array.flatten()).to_numpy()
         shape = (len(array),) if each.width is None else (len(array), each.width)
-        columns[name] = torch.from_numpy(np.array(values).reshape(shape))
+        target = torch.empty(shape, dtype=each.dtype)
+        target.numpy().reshape(-1)[:] = _numbers(array)
+        columns[name] = target
     return columns
 
 
-def checksum(columns: Columns) -> int:
-    """CRC-32 of the numbers, column after column; 7 GB/s."""
+def checksum(batch: pa.RecordBatch) -> int:
+    """CRC-32 of the numbers as they are sent, column after column; 7 GB/s."""
     total = 0
-    for column in columns.values():
-        values = column.contiguous().numpy().reshape(-1).view(np.uint8)
-        total = zlib.crc32(values, total)  # type: ignore[arg-type]
+    for array in batch.columns:
+        total = zlib.crc32(np.ascontiguousarray(_numbers(array)).view(np.uint8), total)  # type: ignore[arg-type]
     return total
 
 
+def _narrowed(name: str, column: Tensor, tensor: TensorType) -> Tensor:
+    if tensor.narrow is None or not column.numel():
+        return column
+    lowest, highest = (int(bound) for bound in column.aminmax())
+    if lowest < -_INT32_END or highest >= _INT32_END:
+        wrong = lowest if lowest < -_INT32_END else highest
+        raise DataError(f"column {name!r} has {wrong}, which is the row of no table; correct the data")
+    return column.to(tensor.narrow)
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    numbers: np.ndarray = (array.flatten() if pa.types.is_fixed_size_list(array.type) else array).to_numpy()
+    return numbers
+
+
 def _arrow_type(tensor: TensorType) -> pa.DataType:
-    value = pa.from_numpy_dtype(torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+    value = pa.from_numpy_dtype(torch.empty(0, dtype=tensor.sent).numpy().dtype)
     return value if tensor.width is None else pa.list_(pa.field("item", value, nullable=False), tensor.width)

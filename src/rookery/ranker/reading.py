@@ -136,7 +136,18 @@ def _served(config: RankerConfig, rows: ParquetStream, preprocessor: Preprocesso
     empty = {name: column.allocate(0) for name, column in rows.types.items()}
     position = replace(rows.position(), num_batches=1)
     batch = make_process(rows, preprocessor, training=True)(empty, position, {0: 0})
-    return Served(types_of(to_columns(batch)), _meaning(config), whole=config.preprocess.downsample_negatives is None)
+    types = types_of(to_columns(batch))
+    for name, num_rows in _numbered(config, preprocessor).items():
+        types[name] = types[name].below(num_rows)
+    return Served(types, _meaning(config), whole=config.preprocess.downsample_negatives is None)
+
+
+def _numbered(config: RankerConfig, preprocessor: Preprocessor) -> dict[str, int]:
+    """The columns that have rows of tables and of joined vectors, and how many of these there are."""
+    sizes, features = preprocessor.table_sizes, config.features
+    found = {f"discrete/{feature.name}": sizes[feature.table].num_rows for feature in features.discrete}
+    found |= {f"ragged/{feature.name}": sizes[feature.table].num_rows for feature in features.ragged}
+    return found | {f"joined/{name}": num_vectors + 1 for name, num_vectors in preprocessor.num_vectors.items()}
 
 
 def _meaning(config: RankerConfig) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _stream(config: TwhinConfig, files: Sequence[Location], order: StreamOrder) 
     data, readers = config.train_data, config.parallel.readers
     if readers is not None:
         rows = open_edges(config, files, order)
-        return FlightStream(rows, served_edges(rows), readers, rank=rank(), world_size=world_size())
+        return FlightStream(rows, served_edges(config, rows), readers, rank=rank(), world_size=world_size())
     stream = open_edges(config, files, order, rank=rank(), world_size=world_size())
     if data.order == "edges":
         return stream

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
+
 from rookery.data.flight_identity import Served
 from rookery.data.flight_server import ServedStream
 from rookery.data.flight_wire import Order, TensorType
@@ -53,9 +55,13 @@ def open_edges(
     )
 
 
-def served_edges(edges: ParquetStream) -> Served:
+def served_edges(config: TwhinConfig, edges: ParquetStream) -> Served:
     """What readers make of edges: they are sent as they are, because negatives need the state of the trainer."""
     types = {name: TensorType(column.dtype, column.width) for name, column in edges.types.items()}
+    num_entities = max(table.num_embeddings for table in config.model.embeddings.tables)
+    for name, limit in (("lhs", num_entities), ("rhs", num_entities), ("rel", len(config.model.relations))):
+        if types[name].dtype == torch.int64:
+            types[name] = types[name].below(limit)
     return Served(types, {"model": "twhin"}, whole=True)
 
 
@@ -68,7 +74,7 @@ class EdgeSource:
 
     def open(self, order: Order) -> ServedStream:
         edges = open_edges(self._config, self._files, StreamOrder(order.batch_size, order.num_lanes))
-        return ServedStream(edges, lambda columns, position, lanes: columns, served_edges(edges))
+        return ServedStream(edges, lambda columns, position, lanes: columns, served_edges(self._config, edges))
 
     def stamp(self) -> Hashable:
         return None

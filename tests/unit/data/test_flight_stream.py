@@ -90,8 +90,8 @@ class TestSameBatches:
         remote.close()
 
     def test_behind_any_position(self, rows: Rows, reader: ReaderServer) -> None:
-        local, remote = rows.local(), rows.remote(reader)
-        positions = [local.position() for _ in itertools.islice(local, 20)]
+        whole, local, remote = rows.local(), rows.local(), rows.remote(reader)
+        positions = [whole.position() for _ in itertools.islice(whole, 20)]
         for place in (13, 2, 7, 8, 19):
             local.seek(positions[place])
             remote.seek(positions[place])
