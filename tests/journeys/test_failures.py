@@ -209,7 +209,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_disk_that_fills_up(twhin: Job, small_disk: Path, gate: Path, size: int) -> None:
-    """Whatever file is the first that finds no room, the message names it."""
+    """Whatever file is the first that finds no room, the message says where to make some."""
     run = small_disk / "run"
     held = fault(twhin, "step", "hold", gate)
     commands = twhin.start(run, size, dict.fromkeys(range(size), held))
@@ -223,10 +223,11 @@ def test_a_disk_that_fills_up(twhin: Job, small_disk: Path, gate: Path, size: in
     (small_disk / "other.bin").unlink()
     said = [command.err.read_text() for command in commands]
     assert codes == [1] * size
-    for each in said:
-        require_clean(each)
-    assert "No space left on device" in said[0]
-    assert str(run) in said[0]
+    for each in said:  # what a thread of TensorBoard's cannot write it shows as a traceback of its own
+        assert each.count("Traceback") == each.count("Exception in thread"), each
+        assert "error: " in each.splitlines()[-1]
+    assert str(run) in said[0].splitlines()[-1]
+    assert re.search("No space left on device.*make room", said[0].splitlines()[-1]), said[0]
     twhin.run(run, size)
     require_survived(run, twhin, to_the_bit=size == 1)
 
@@ -417,9 +418,10 @@ def require_same_as_whole_at(job: Job, run: Path, step: int, size: int) -> None:
 def test_a_process_that_hangs_is_named(twhin: Job, run: Path, gate: Path, rank: int) -> None:
     """The other one says which is silent, and in which part of which step it was heard of last."""
     held = fault(twhin, "step", "hold", gate)
-    commands = twhin.start(run, 2, {rank: held}, parallel__timeout_s=6)
+    commands = twhin.start(run, 2, {rank: held}, parallel__timeout_s=8)
     try:
         wait_for(held.reached.exists, commands)
+        time.sleep(3)  # it tells where it is once a second
         commands[rank].send(signal.SIGSTOP)
         assert commands[1 - rank].wait() == 1
     finally:
@@ -429,7 +431,7 @@ def test_a_process_that_hangs_is_named(twhin: Job, run: Path, gate: Path, rank: 
     assert f"rank {1 - rank} waited in vain for the others" in said
     assert re.search(rf"rank {1 - rank}: in (agreement|forward|backward|log) of step {held.step + 1}", said), said
     # The store that they tell each other in is the chief's: it hangs with it.
-    silent = f"rank 1: silent, last in data of step {held.step + 1}" if rank == 1 else "rank 0: not heard of"
+    silent = f"rank 1: silent, last in data of step {held.step + 1}" if rank == 1 else "rank 0: does not answer"
     assert silent in said, said
     twhin.run(run, 2)
     require_survived(run, twhin, to_the_bit=False)
@@ -473,19 +475,25 @@ def test_a_second_run_in_the_same_directory_is_refused(twhin: Job, run: Path, ga
     commands = twhin.start(run, size, dict.fromkeys(range(size), held))
     try:
         wait_for(held.reached.exists, commands)
-        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        before = contents(run)
         second = run.with_name("second") / "run"
         second.parent.mkdir()
         second.symlink_to(run)
         said = twhin.run(second, size, codes=[2, 1][:size])
         require_clean(said[0])
         assert "another process is training there" in said[0]
-        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert contents(run) == before
         gate.touch()
         assert [command.wait() for command in commands] == [0] * size
     finally:
         end(commands)
     require_survived(run, twhin, to_the_bit=size == 1)
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """All files but the events: those are written from time to time."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.parent.name != "tensorboard")
+    return {path: path.read_bytes() for path in files}
 
 
 # -- torchrun ---------------------------------------------------------------------------------------------------------

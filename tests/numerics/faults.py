@@ -7,7 +7,8 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ class Fault:
     is written, ``sums`` when all tensors are, ``rename`` and ``renamed`` just before it appears and just after,
     ``pruning`` when half of an old one is deleted; ``loss`` in the forward pass behind ``step``.
     Actions: ``kill`` sends SIGKILL to the process itself, ``hold`` waits until ``gate`` exists and says so in a file
-    beside it, ``full`` lets no file grow past 64 bytes from here on, ``nan`` spoils the loss.
+    beside it, ``full`` lets no file of the checkpoint grow past 64 bytes, ``nan`` spoils the loss.
     """
 
     place: Place
@@ -45,9 +46,6 @@ class Fault:
     def act(self) -> None:
         if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif self.action == "full":
-            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (64, most))
         else:
             assert self.gate is not None
             self.reached.touch()
@@ -110,8 +108,8 @@ def _in_file(fault: Fault) -> None:
         if not fault.is_of(self._folder):
             return write(self, name, *arguments)
         if fault.action == "full":
-            fault.act()
-            return write(self, name, *arguments)
+            with _no_room():
+                return write(self, name, *arguments)
         sums = write(self, name, *arguments)
         if fault.action == "kill":
             os.truncate(self._beside / name, int(sums["bytes"]) // 2)
@@ -119,6 +117,16 @@ def _in_file(fault: Fault) -> None:
         return sums
 
     _replace(Draft, "write", faulty)
+
+
+@contextmanager
+def _no_room() -> Iterator[None]:
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def _before_sums(fault: Fault) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Job:
     def start(
         self, save_dir: Path, size: int = 1, faults: Mapping[int, Fault] | None = None, **changes: Any
     ) -> list[Command]:
-        return start_commands(self.arguments(save_dir, size, **changes), save_dir.with_name("io"), size, faults)
+        streams = Path(tempfile.mkdtemp(prefix="streams-", dir=self.config.parent))  # not where a disk may be full
+        return start_commands(self.arguments(save_dir, size, **changes), streams, size, faults)
 
     def run(
         self,

@@ -1,5 +1,4 @@
-"""Where each process of a run is, told to the others: when one hangs, those that wait for it can say which, and where.
-"""
+"""Where each process of a run is, told to the others: when one hangs, those that wait for it can say where."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from typing_extensions import Self
 
-from rookery.parallel.world import rank, world_size
+from rookery.parallel.world import CHIEF, rank, world_size
 
 _BEAT_S = 1.0
 _ASK_S = 5.0
@@ -46,7 +45,6 @@ class Heartbeat:
         self._step, self._part, self._since = 0, "start", time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._seen: dict[int, tuple[str, float]] = {}
 
     def enter(self, step: int, part: str) -> None:
         """From now on this process is in ``part`` of ``step``."""
@@ -68,7 +66,20 @@ class Heartbeat:
             self._thread.join(timeout=_ASK_S)
 
     def whereabouts(self) -> str:
-        """A line for each process: where it is, and whether it still says so. Takes two beats."""
+        """A line for each process: where it is, and whether it still says so. Takes two beats, or 12 s where the chief,
+        which keeps what they say, does not answer.
+        """
+        lines: list[str] = []
+        # In a thread: a store whose process hangs is waited for without end, whatever its timeout is.
+        asking = threading.Thread(target=lambda: lines.append(self._ask()), name="whereabouts", daemon=True)
+        asking.start()
+        asking.join(2 * _BEAT_S + 2 * _ASK_S)
+        if lines:
+            return lines[0]
+        here = Place(self._step, self._part, time.monotonic() - self._since, 0.0)
+        return f"rank {CHIEF}: does not answer, and keeps what the others say\nrank {rank()}: in {here}"
+
+    def _ask(self) -> str:
         first = {number: self._place_of(number) for number in range(world_size())}
         time.sleep(2 * _BEAT_S)
         lines = []

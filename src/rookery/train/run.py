@@ -9,6 +9,7 @@ RUN/checkpoints/         see rookery.checkpoint
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from rookery.checkpoint.fetch import fetch, published_steps
 from rookery.checkpoint.files import Checkpoint, write_atomically
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.checkpoint.publish import Publisher
+from rookery.errors import TrainingError
 from rookery.parallel.world import is_chief, on_chief
 from rookery.storage.location import RemotePath
 from rookery.train.config import TrainingConfig
@@ -32,6 +34,8 @@ from rookery.train.sinks import JsonLines, MetricSink, TensorBoard
 logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = "environment.json"
+# The disk is full, a quota is used up, a file is larger than it may be.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,30 @@ class Run:
     def recording(self, step: int) -> Iterator[None]:
         """Write what describes the run, and take metrics of the steps behind ``step``.
 
-        Not before a step is taken: another configuration must not replace that of a finished run.
+        Not before a step is taken: another configuration must not replace that of a finished run. Raises
+        ``TrainingError`` where there is no room for any of it.
         """
-        if is_chief():
-            write_atomically(self.save_dir / "config.yaml", self.config_yaml)
-            write_atomically(self.save_dir / _ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-        with ExitStack() as stack:
+        with _needs_room(self.save_dir), ExitStack() as stack:
+            if is_chief():
+                write_atomically(self.save_dir / "config.yaml", self.config_yaml)
+                write_atomically(self.save_dir / _ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
             for sink in self.sinks:
                 sink.start(step)
                 stack.callback(sink.close)
             yield
+
+
+@contextmanager
+def _needs_room(save_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise TrainingError(
+            f"{error.filename or save_dir}: {error.strerror}; make room there and start again: training goes on from "
+            "the newest checkpoint"
+        ) from error
 
 
 @contextmanager
