@@ -7,7 +7,7 @@ of those rows applies the table's own optimizer in place, so no dense gradient o
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from rookery.optim.config import OptimizerConfig
+
+_DRAWN_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,36 @@ class TableBackend(Protocol):
 
 def initial_weight(spec: TableSpec, seed: int) -> Tensor:
     """Seeded normal rows ``[num_embeddings, embedding_dim]``; the same in every back end, in any order of tables."""
-    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(spec.name.encode()))
-    weight = torch.empty(spec.num_embeddings, spec.embedding_dim)
-    return weight.normal_(0.0, spec.init_scale, generator=generator).to(spec.dtype)
+    return InitialRows(spec, seed).part(spec.name, [0, 0], [spec.num_embeddings, spec.embedding_dim])
+
+
+@dataclass(frozen=True)
+class InitialRows:
+    """``initial_weight``, of which a process that has a part of the table draws all and keeps that part alone."""
+
+    spec: TableSpec
+    seed: int
+
+    def part(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """The box of ``sizes`` that begins at ``offsets``; 64 MB are in memory beside it."""
+        spec, (row, column), (num_rows, width) = self.spec, offsets, sizes
+        part = torch.empty(num_rows, width, dtype=spec.dtype)
+        generator = torch.Generator().manual_seed(self.seed ^ zlib.crc32(spec.name.encode()))
+        for start, stop in _drawn_together(spec):
+            drawn = torch.empty(stop - start, spec.embedding_dim).normal_(0.0, spec.init_scale, generator=generator)
+            first, last = max(start, row), min(stop, row + num_rows)
+            if first < last:
+                part[first - row : last - row] = drawn[first - start : last - start, column : column + width]
+        return part
+
+
+def _drawn_together(spec: TableSpec) -> Iterator[tuple[int, int]]:
+    """Blocks of rows. torch draws normals by 16: blocks of multiples of 16 rows, and at the end 16 or more, give the
+    numbers of a single draw.
+    """
+    block = max(16, _DRAWN_NUMBERS // spec.embedding_dim // 16 * 16)
+    start = 0
+    while start < spec.num_embeddings:
+        stop = start + block if spec.num_embeddings - start - block >= 16 else spec.num_embeddings
+        yield start, stop
+        start = stop
