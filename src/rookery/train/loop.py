@@ -19,11 +19,11 @@ from rookery.checkpoint.files import State
 from rookery.data.ledger import Ledger
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
-from rookery.errors import TrainingError
+from rookery.errors import PeerFailed, RookeryError, TrainingError
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
-from rookery.train.agreement import agree
+from rookery.train.agreement import Supply, agree, agree_on_supply
 from rookery.train.best import BestTracker
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.train.debug import describe_step, gradient_norms
@@ -141,7 +141,7 @@ class _Loop(Generic[B]):
                 )
                 self._job.model.train()
                 while (reason := self._reason()) is None:
-                    micro_batches = self._next_batches(batches)
+                    micro_batches = self._agreed_batches(batches)
                     self._step(micro_batches)
                     self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
                 self._save()
@@ -176,6 +176,25 @@ class _Loop(Generic[B]):
     def _batches(self, stack: ExitStack) -> Iterator[Prepared[B]]:
         batches = prepare(self._job.stream, self._job.transform)
         return batches if self._debug else stack.enter_context(Prefetcher(batches, PREFETCH_BATCHES))
+
+    def _agreed_batches(self, batches: Iterator[Prepared[B]]) -> list[Prepared[B]]:
+        """As ``_next_batches``; where one process gets none all end, with a checkpoint if its readers are gone."""
+        problem: RookeryError | None = None
+        micro_batches: list[Prepared[B]] = []
+        try:
+            micro_batches = self._next_batches(batches)
+        except RookeryError as error:
+            problem = error
+        self._heartbeat.enter(self._step_number + 1, "agreement on data")
+        supply = agree_on_supply(problem)
+        if supply is Supply.CUT_OFF:
+            self._save()
+            self._run.checkpointer.wait()
+        if problem is not None:
+            raise problem
+        if supply is not Supply.THERE:
+            raise PeerFailed(f"rank {rank()}: ends because another process gets no data, as it says itself")
+        return micro_batches
 
     def _next_batches(self, batches: Iterator[Prepared[B]]) -> list[Prepared[B]]:
         """The micro-batches of one step; only the last step of the last epoch may have fewer than the others."""
