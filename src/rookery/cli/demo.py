@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -113,6 +113,7 @@ def _render(result: DemoResult, elapsed_s: float) -> Group:
         "oracle",
         "reached",
         title="What was reached",
+        caption=_not_predicted(result.not_predicted),
     )
     for each in result.measures:
         figures = (each.chance, each.without_twhin, each.with_twhin, each.oracle)
@@ -128,6 +129,10 @@ def _render(result: DemoResult, elapsed_s: float) -> Group:
         f"{elapsed_s:.0f} s; the page: {result.report}",
         f"next: {_program()} serve {_short(result.bundle)} --world {_short(result.world)}",
     )
+
+
+def _not_predicted(tasks: Sequence[str]) -> str | None:
+    return f"not predicted, so not weighed: {', '.join(tasks)}" if tasks else None
 
 
 def _program() -> str:

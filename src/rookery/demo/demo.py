@@ -18,7 +18,7 @@ from rookery.errors import DataError
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation_files import read_evaluation
 from rookery.ranker.report_curves import training_curves
-from rookery.timeline.bundle import attach_metrics
+from rookery.timeline.bundle import attach_metrics, read_manifest
 from rookery.train.evaluations import evaluated_steps
 from rookery.world.config import WorldConfig
 
@@ -39,6 +39,8 @@ class DemoResult:
     measures: list[Measure]
     policies: list[dict[str, Any]]
     recall: list[dict[str, Any]]
+    not_predicted: tuple[str, ...]
+    """Engagements that happened too seldom to be learned: they weigh nothing."""
     bundle: Path
     world: Path
     report: Path
@@ -74,6 +76,7 @@ def _conclude(layout: Layout) -> DemoResult:
         timelines,
         evaluations,
         {name: training_curves(run) for name, run in runs.items()},
+        read_manifest(layout.bundle).weights_left_out,
     )
     attach_metrics(layout.bundle, served_metrics(findings))
     write_atomically(layout.report, render_page(findings, f"A timeline for {layout.folder.name}"))
@@ -82,6 +85,7 @@ def _conclude(layout: Layout) -> DemoResult:
         [*findings.measures],
         timelines["policies"],
         timelines["recall"],
+        findings.not_predicted,
         layout.bundle,
         layout.world,
         layout.report,

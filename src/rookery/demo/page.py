@@ -31,15 +31,34 @@ class Findings:
     timelines: Mapping[str, Any]
     evaluations: Mapping[str, Mapping[str, Any]]
     curves: Mapping[str, Sequence[CurveGroup]]
+    not_predicted: tuple[str, ...]
+    """Engagements that the rankers do not predict, and that no score weighs."""
+
+    @property
+    def lead(self) -> str:
+        """What stands over the measures."""
+        return _LEAD + self._left_out
+
+    @property
+    def worth_lead(self) -> str:
+        """What stands over the policies."""
+        return _WORTH_LEAD + self._left_out
+
+    @property
+    def _left_out(self) -> str:
+        names = ", ".join(self.not_predicted)
+        return f" Not predicted, for want of examples, and so not weighed: {names}." if names else ""
 
 
 def render_page(findings: Findings, title: str) -> str:
     """The page as HTML."""
     sections = [
         element("header", element("h1", escape(title)), element("dl", *_facts(findings), class_="facts")),
-        _section("What was reached", _LEAD, _scroll("What was reached", _measures(findings.measures))),
+        _section("What was reached", findings.lead, _scroll("What was reached", _measures(findings.measures))),
         _section(
-            f"What {findings.timelines['k']} posts are worth", _WORTH_LEAD, _scroll("Policies", _policies(findings))
+            f"What {findings.timelines['k']} posts are worth",
+            findings.worth_lead,
+            _scroll("Policies", _policies(findings)),
         ),
         _section("What candidates find", _RECALL_LEAD, _scroll("Recall", _recall(findings.timelines["recall"]))),
         _section("Reliability of the ranker with TwHIN", _RELIABILITY_LEAD, _grid(_reliability(findings))),
@@ -168,7 +187,7 @@ def _curves(curves: Mapping[str, Sequence[CurveGroup]]) -> Iterator[str]:
 def served_metrics(findings: Findings) -> dict[str, Any]:
     """What ``GET /v1/metrics`` answers: tables, curves, diagrams."""
     return {
-        "tables": [_served_measures(findings.measures), _served_policies(findings.timelines)],
+        "tables": [_served_measures(findings), _served_policies(findings)],
         "training": [*_served_curves(findings.curves)],
         "reliability": [
             {
@@ -198,14 +217,14 @@ def _served_curve(name: str, curve: Series) -> dict[str, Any]:
     return {"name": name, "points": [list(point) for point in curve.defined()]}
 
 
-def _served_measures(measures: Sequence[Measure]) -> dict[str, Any]:
+def _served_measures(findings: Findings) -> dict[str, Any]:
     return {
         "title": "What was reached",
-        "lead": _LEAD,
+        "lead": findings.lead,
         "columns": ["", "chance", WITHOUT, WITH, "oracle", "reached"],
         "rows": [
             [each.title, each.chance, each.without_twhin, each.with_twhin, each.oracle, each.reached]
-            for each in measures
+            for each in findings.measures
         ],
         "percent": ["reached"],
         "bar": "reached",
@@ -217,14 +236,14 @@ def _interval(bounds: Sequence[float]) -> str:
     return f"{low:.0%}–{high:.0%}"
 
 
-def _served_policies(timelines: Mapping[str, Any]) -> dict[str, Any]:
+def _served_policies(findings: Findings) -> dict[str, Any]:
     return {
-        "title": f"What {timelines['k']} posts are worth",
-        "lead": _WORTH_LEAD,
+        "title": f"What {findings.timelines['k']} posts are worth",
+        "lead": findings.worth_lead,
         "columns": ["", "worth", "share of the oracle", "95%"],
         "rows": [
             [each["policy"].replace("_", " "), each["value"], each["share"], _interval(each["share_interval"])]
-            for each in timelines["policies"]
+            for each in findings.timelines["policies"]
         ],
         "percent": ["share of the oracle"],
         "bar": "share of the oracle",

@@ -164,7 +164,7 @@ def _bundle(layout: Layout, progress: Progress) -> None:
             catalog=layout.world / "catalog",
             ranker=layout.export(RANKERS[1]),
             twhin=layout.vectors(ALL),
-            config=TimelineConfig(weights=weights_of(layout)),
+            config=TimelineConfig(weights="2023"),
             notify=progress,
         )
 

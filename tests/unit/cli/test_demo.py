@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from rookery.cli import demo
+from rookery.demo.demo import DemoResult
+from rookery.demo.measures import Measure
 
 
 @pytest.fixture
@@ -72,3 +74,13 @@ def test_an_error_takes_the_bar_away(screen):
         fail()
     hidden, shown = (out.getvalue().count(f"\x1b[?25{end}") for end in "lh")  # the cursor
     assert hidden == shown == 1
+
+
+def test_the_table_names_what_is_not_predicted(tmp_path):
+    measures = [Measure("NDCG", 0.6, 0.7, 0.8, 0.4)]
+    parts = (tmp_path, measures, [], [])
+    places = (tmp_path / "timeline", tmp_path / "world", tmp_path / "report.html")
+    for tasks, expected in ((("is_reported",), True), ((), False)):
+        out = io.StringIO()
+        Console(file=out, width=160).print(demo._render(DemoResult(*parts, tasks, *places), 1.0))
+        assert ("not predicted, so not weighed: is_reported" in out.getvalue()) is expected
