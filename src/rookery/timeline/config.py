@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from rookery.config.base import StrictModel
 
@@ -41,9 +41,29 @@ WEIGHT_PRESETS: Mapping[Preset, Mapping[str, float]] = {
 }
 """Weights of the engagements in a post's score, as published on 5 April 2023 and by the successor in 2026."""
 
-_Weight: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+MAX_WEIGHT = 1e6
+"""Of either sign; the published ones are within 369."""
+
+
+def _no_switch(value: object) -> object:
+    """``True`` would silently weigh 1."""
+    if value is True or value is False:
+        raise ValueError("must be a number, not a truth value")
+    return value
+
+
+def _weighs_something(weights: dict[str, float]) -> dict[str, float]:
+    if not any(weights.values()):
+        raise ValueError("every post would score 0; give an engagement a weight other than 0, or name a set")
+    return weights
+
+
+_Weight: TypeAlias = Annotated[
+    float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False), BeforeValidator(_no_switch)
+]
+_WeightMap: TypeAlias = Annotated[dict[str, _Weight], AfterValidator(_weighs_something)]
 _Weights: TypeAlias = Annotated[
-    Annotated[Preset, Tag("set")] | Annotated[dict[str, _Weight], Tag("map")],
+    Annotated[Preset, Tag("set")] | Annotated[_WeightMap, Tag("map")],
     # Of one that is wrong only what is wrong as what it was meant for is told.
     Discriminator(lambda value: "map" if isinstance(value, Mapping) else "set"),
 ]
@@ -102,6 +122,14 @@ class TimelineConfig(StrictModel):
         if isinstance(value, Mapping) or str(value) in PRESETS:
             return value if isinstance(value, Mapping) else str(value)
         raise ValueError(f"must name a set of weights, {' or '.join(PRESETS)}, or map engagements to weights")
+
+    @model_validator(mode="after")
+    def _has_candidates(self) -> TimelineConfig:
+        if not self.num_in_network and not self.num_out_of_network:
+            raise ValueError(
+                "num_in_network=0 and num_out_of_network=0: no timeline would have a post; give one of them more than 0"
+            )
+        return self
 
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)

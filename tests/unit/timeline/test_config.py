@@ -37,6 +37,15 @@ def test_what_is_written_is_read_again(tmp_path):
     [
         ({"weights": {"is_favorited": math.inf}}, "^t: weights.is_favorited=inf: must be a finite number$"),
         ({"weights": {"is_favorited": "much"}}, "^t: weights.is_favorited=much: must be a number$"),
+        ({"weights": {"is_favorited": 1.1e6}}, "^t: weights.is_favorited=1100000.0: must be at most 1000000"),
+        ({"weights": {"is_reported": -1.1e6}}, "^t: weights.is_reported=-1100000.0: must be at least -1000000"),
+        ({"weights": {"is_favorited": True}}, "^t: weights.is_favorited=True: must be a number, not a truth value$"),
+        ({"weights": {}}, "^t: weights: every post would score 0; give an engagement a weight other than 0, or name"),
+        ({"weights": {"is_favorited": 0, "is_replied": 0.0}}, "^t: weights: every post would score 0; give an eng"),
+        (
+            {"num_in_network": 0, "num_out_of_network": 0},
+            "^t: num_in_network=0 and num_out_of_network=0: no timeline would have a post; give one of them more",
+        ),
         ({"author_diversity": {"decay": 1.5}}, "author_diversity.decay=1.5: must be at most 1"),
         ({"out_of_network_factor": -0.1}, "out_of_network_factor=-0.1: must be at least 0"),
         ({"max_age_hours": 0}, "max_age_hours=0"),
@@ -46,6 +55,17 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_what_cannot_be_is_refused(data, complaint):
     with pytest.raises(ConfigError, match=complaint):
         parse_config(TimelineConfig, data, "t")
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0)])
+def test_one_source_of_candidates_is_enough(numbers):
+    config = TimelineConfig(num_in_network=numbers[0], num_out_of_network=numbers[1])
+    assert (config.num_in_network, config.num_out_of_network) == numbers
+
+
+def test_the_largest_weights_of_either_sign():
+    weights = {"is_favorited": 1e6, "is_reported": -1e6, "is_replied": 0}
+    assert parse_config(TimelineConfig, {"weights": weights}, "t").weights == weights
 
 
 @pytest.mark.parametrize(
