@@ -13,11 +13,15 @@ from rich.table import Table
 
 from rookery.cli.output import JsonFlag, emit, progress_console
 from rookery.cli.run_flags import OverwriteFlag
+from rookery.errors import UserError
 
 if TYPE_CHECKING:
-    from rookery.timeline.bundle import BundleManifest
+    from rookery.ranker.export import RankerExport
+    from rookery.timeline.bundle import Bundle, BundleManifest
     from rookery.timeline.evaluation import TimelineEvaluation
     from rookery.timeline.posts import TimelinePost
+
+_JOINED = "features.embeddings"
 
 BundleArgument = Annotated[Path, typer.Argument(help="What `rookery timeline build` wrote.", show_default=False)]
 
@@ -109,7 +113,6 @@ def _evaluate(
     """Measure candidates and timelines against the true probabilities of a simulated world."""
     import numpy as np
 
-    from rookery.ranker.export import RankerExport
     from rookery.timeline.bundle import Bundle
     from rookery.timeline.evaluation import evaluate_timelines
     from rookery.timeline.timeline import Timeline
@@ -117,7 +120,7 @@ def _evaluate(
 
     opened, truth = Bundle.open(bundle), World.open(world)
     opened.require_catalog_of(truth.catalog, world)
-    other = None if without_twhin is None else Timeline(opened, RankerExport.open(without_twhin))
+    other = None if without_twhin is None else Timeline(opened, _without_twhin(without_twhin, opened))
     num_users = len(opened.catalog.user_ids)
     drawn = np.random.default_rng(seed).choice(num_users, min(users, num_users), replace=False)
     columns = (TextColumn("user {task.completed} of {task.total}"), BarColumn(), TimeElapsedColumn())
@@ -134,6 +137,27 @@ def _evaluate(
         )
     result: dict[str, Any] = {"bundle": bundle, "version": opened.manifest.version, **vars(evaluation)}
     emit(result, as_json, lambda: _evaluation_tables(evaluation))
+
+
+def _without_twhin(path: Path, bundle: Bundle) -> RankerExport:
+    """The ranker to compare with. Raises ``UserError`` unless it differs from the bundle's by its vectors alone."""
+    from rookery.ranker.export import RankerExport
+    from rookery.ranker.export_manifest import RankerManifest
+
+    manifest = RankerManifest.read(path)
+    joined = [feature.input for feature in manifest.features if feature.field.startswith(_JOINED)]
+    if joined:
+        raise UserError(
+            f"--without-twhin {path}: joins vectors by {', '.join(sorted(set(joined)))}; name the export of a ranker "
+            "that was trained without features.embeddings"
+        )
+    tasks = bundle.manifest.tasks
+    if set(manifest.task_names) != set(tasks):
+        raise UserError(
+            f"--without-twhin {path}: predicts {', '.join(sorted(manifest.task_names))}, the ranker of {bundle.path} "
+            f"{', '.join(sorted(tasks))}; name the export of a ranker that was trained on the same tasks"
+        )
+    return RankerExport.open(path)
 
 
 def _facts(out: Path, manifest: BundleManifest) -> Table:

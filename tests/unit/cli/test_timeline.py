@@ -132,6 +132,25 @@ def test_an_evaluation_is_that_of_the_library(rookery, folder, bundle):
     assert "100.0%" in out
 
 
+def test_a_ranker_that_joins_vectors_is_none_without(rookery, folder, bundle):
+    code, out, err = rookery("evaluate", bundle, "--world", folder / "world", "--without-twhin", folder / "ranker")
+    assert (code, out) == (2, "")
+    assert f"--without-twhin {folder / 'ranker'}: joins vectors by " in err
+    assert "name the export of a ranker that was trained without features.embeddings" in err
+
+
+def test_a_ranker_of_other_tasks_is_no_comparison(rookery, folder, bundle, tmp_path):
+    other = shutil.copytree(folder / "without", tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["tasks"] = [task for task in manifest["tasks"] if task["name"] != "is_reported"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    code, out, err = rookery("evaluate", bundle, "--world", folder / "world", "--without-twhin", other)
+    assert (code, out) == (2, "")
+    assert f"--without-twhin {other}: predicts is_favorited, " in err
+    assert err.count("is_reported") == 1
+    assert "trained on the same tasks" in err
+
+
 def test_the_truth_of_another_world_is_refused(rookery, bundle, tmp_path):
     generate_world(tmp_path / "other", WorldConfig.of_size("tiny", 1))
     code, _, err = rookery("evaluate", bundle, "--world", tmp_path / "other")
