@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rookery.optim.config import OptimizerConfig
 
-_DRAWN_NUMBERS = 1 << 24
+_DRAWN_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -96,27 +96,23 @@ class TableBackend(Protocol):
 
 def initial_weight(spec: TableSpec, seed: int) -> Tensor:
     """Seeded normal rows ``[num_embeddings, embedding_dim]``; the same in every back end, in any order of tables."""
-    return InitialRows(spec, seed).part(spec.name, [0, 0], [spec.num_embeddings, spec.embedding_dim])
+    weight = torch.empty(spec.num_embeddings, spec.embedding_dim, dtype=spec.dtype)
+    draw_initial(weight, spec, seed, [0, 0])
+    return weight
 
 
-@dataclass(frozen=True)
-class InitialRows:
-    """``initial_weight``, of which a process that has a part of the table draws all and keeps that part alone."""
+def draw_initial(part: Tensor, spec: TableSpec, seed: int, offsets: Sequence[int]) -> None:
+    """Overwrite ``part``, the box of a table that begins at ``offsets``, with its share of ``initial_weight``.
 
-    spec: TableSpec
-    seed: int
-
-    def part(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """The box of ``sizes`` that begins at ``offsets``; 64 MB are in memory beside it."""
-        spec, (row, column), (num_rows, width) = self.spec, offsets, sizes
-        part = torch.empty(num_rows, width, dtype=spec.dtype)
-        generator = torch.Generator().manual_seed(self.seed ^ zlib.crc32(spec.name.encode()))
-        for start, stop in _drawn_together(spec):
-            drawn = torch.empty(stop - start, spec.embedding_dim).normal_(0.0, spec.init_scale, generator=generator)
-            first, last = max(start, row), min(stop, row + num_rows)
-            if first < last:
-                part[first - row : last - row] = drawn[first - start : last - start, column : column + width]
-        return part
+    All of the table is drawn, 2.5 ns a number, and no more than 16 MB of it kept at a time.
+    """
+    (row, column), (num_rows, width) = offsets, part.shape
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(spec.name.encode()))
+    for start, stop in _drawn_together(spec):
+        drawn = torch.empty(stop - start, spec.embedding_dim).normal_(0.0, spec.init_scale, generator=generator)
+        first, last = max(start, row), min(stop, row + num_rows)
+        if first < last:
+            part[first - row : last - row] = drawn[first - start : last - start, column : column + width]
 
 
 def _drawn_together(spec: TableSpec) -> Iterator[tuple[int, int]]:

@@ -67,7 +67,7 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def fill(tensor: Tensor, name: str, tensors: Mapping[str, Tensor] | ReadsParts) -> None:
+def fill(tensor: Tensor, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite what this process has of ``tensor`` from ``tensors[name]``, reading no more than that if it can."""
     for offsets, mine in parts_of(tensor):
         sizes = list(mine.shape)

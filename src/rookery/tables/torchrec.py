@@ -19,8 +19,8 @@ from rookery.parallel.config import ShardingConfig
 from rookery.parallel.process_group import default_process_group
 from rookery.parallel.world import all_max, world_size
 from rookery.tables.plan import WorldShape
-from rookery.tables.protocol import InitialRows, TableSpec
-from rookery.tables.shards import Part, fill, held, whole
+from rookery.tables.protocol import TableSpec, draw_initial
+from rookery.tables.shards import Part, fill, held, parts_of, whole
 from rookery.tables.together import tied, with_absent
 from rookery.tables.torchrec_plan import SHARDER, Collections, inner_name, quiet, sharding_plan
 
@@ -62,7 +62,8 @@ class TorchrecTables:
             self.lookup({name: torch.empty(0, dtype=torch.int64) for name in collections})  # the first one warns
         for spec in specs:
             # Only now: weights that a collection had before sharding are discarded on CPU without a word.
-            fill(self._weights[spec.name], spec.name, InitialRows(spec, seed))
+            for offsets, part in parts_of(self._weights[spec.name]):
+                draw_initial(part, spec, seed, offsets)
             self.set_learning_rate(spec.name, optimizer_schedule(spec.optimizer)(0))
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:

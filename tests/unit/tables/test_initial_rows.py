@@ -7,7 +7,7 @@ import torch
 
 from rookery.optim.config import OptimizerConfig
 from rookery.tables import protocol
-from rookery.tables.protocol import InitialRows, TableSpec, initial_weight
+from rookery.tables.protocol import TableSpec, draw_initial, initial_weight
 
 OPTIMIZER = OptimizerConfig.model_validate({"rowwise_adagrad": {"lr": 0.1}})
 
@@ -22,7 +22,8 @@ def test_rows_drawn_in_blocks_are_those_of_one_draw(num_rows, dim, monkeypatch):
     at_once = torch.empty(num_rows, dim).normal_(0.0, 0.3, generator=generator)
     assert torch.equal(initial_weight(spec, 5), at_once)
     half, left = num_rows // 2, dim // 2
-    part = InitialRows(spec, 5).part("user", [half, left], [num_rows - half, dim - left])
+    part = torch.empty(num_rows - half, dim - left)
+    draw_initial(part, spec, 5, [half, left])
     assert torch.equal(part, at_once[half:, left:])
 
 
