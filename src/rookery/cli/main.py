@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import rookery
 from rookery.cli import (
@@ -28,8 +29,22 @@ from rookery.cli import (
 )
 from rookery.cli.output import run_command
 
+
+class _Commands(TyperGroup):
+    """What a flag may not be is told in the words of the check alone."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # of pydantic, by which typer checks
+            raise
+
+
 app = typer.Typer(
     name="rookery",
+    cls=_Commands,
     help=rookery.__doc__,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -14,6 +14,9 @@ from rookery.config.document import KeyPath, Problem
 from rookery.config.suggest import did_you_mean
 
 _MAX_VALUE_LENGTH = 80
+_CHECK_FAILED = "Value error, "
+"""What pydantic puts before the message of a ``ValueError``."""
+
 _SCALARS = (bool, int, float, str)
 
 _INTEGER = "must be an integer"
@@ -78,7 +81,12 @@ def _sentence(details: ErrorDetails) -> str:
     template = _SENTENCES.get(details["type"])
     if template is not None:
         return template.format(**details.get("ctx", {}))
-    return details["msg"].replace("Input should", "must")
+    return reason(details).replace("Input should", "must")
+
+
+def reason(details: ErrorDetails) -> str:
+    """pydantic's words for what is wrong, without the class of error that it puts before those of a check of ours."""
+    return details["msg"].removeprefix(_CHECK_FAILED)
 
 
 def _remedy(model: type[StrictModel], path: KeyPath) -> str:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from rookery.config.problems import reason
 from rookery.errors import DataError
 
 M = TypeVar("M", bound=BaseModel)
@@ -29,4 +30,4 @@ def read_manifest(model: type[M], file: Path, *, kind: str, absent: str, remedy:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         value = f"={first['input']!r}"[:_MAX_SHOWN] if first["loc"] and isinstance(first["input"], _SCALARS) else ""
-        raise DataError(f"{file}: {field}{value}: {first['msg']}; not {kind}: {remedy}") from error
+        raise DataError(f"{file}: {field}{value}: {reason(first)}; not {kind}: {remedy}") from error

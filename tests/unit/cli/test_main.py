@@ -28,6 +28,18 @@ def test_wrong_usage_exits_2_and_prints_nothing_on_stdout(arguments):
     assert "Usage: " in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--size", "huge"], ["world", "generate", "out", "--size", "huge"], ["demo", "--seed", "x"]],
+)
+def test_what_a_flag_may_not_be_is_told_in_plain_words(arguments):
+    result = cli(*arguments)
+    told = " ".join(result.stderr.split())
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"Invalid value for '{arguments[-2]}': " in told
+    assert "Value error" not in told
+
+
 def test_schema_of_twhin_is_json_schema():
     result = cli("config", "schema", "twhin")
     assert result.returncode == 0, result.stderr

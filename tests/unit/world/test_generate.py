@@ -266,6 +266,15 @@ def test_a_manifest_that_is_none(copy, content, complaint):
         World.open(copy)
 
 
+def test_a_manifest_of_a_world_that_cannot_be(copy):
+    manifest = json.loads((copy / "world.json").read_text())
+    manifest["config"]["num_communities"] = manifest["config"]["num_users"]
+    (copy / "world.json").write_text(json.dumps(manifest))
+    complaint = rf"{copy}/world\.json: config: num_communities=\d+: must be at most a quarter of num_users; not a world"
+    with pytest.raises(DataError, match=complaint):
+        World.open(copy)
+
+
 FILES = ("society.safetensors", "truth/day-02.parquet", "catalog/arrays.safetensors", "history/ingest.yaml")
 
 
