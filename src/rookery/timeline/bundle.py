@@ -39,6 +39,7 @@ from rookery.ranker.export import RankerExport
 from rookery.timeline.config import TimelineConfig
 from rookery.timeline.entities import iso_time
 from rookery.timeline.map import Notify, draw_map, tell_nobody
+from rookery.timeline.measurements import Measurements
 from rookery.timeline.pool import RecentPosts
 from rookery.timeline.retrieval import PostSearch, Vectors
 from rookery.timeline.scorer import Scorer
@@ -127,15 +128,18 @@ class Bundle:
             raise UserError(f"{self.path}: was built from another catalog than that of {origin}; name that world")
 
     def metrics(self) -> dict[str, Any] | None:
-        """What ``attach_metrics`` wrote last. Raises ``DataError`` where the file is damaged."""
+        """What ``attach_metrics`` wrote last. Raises ``DataError`` where the file has not the form of it."""
         file = self.path / METRICS
-        try:
-            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not file.exists():
             return None
-        except ValueError as error:
-            raise DataError(f"{file}: not JSON ({error}); attach the metrics again") from error
-        return metrics
+        measured = manifest_of(
+            Measurements,
+            file,
+            kind="what was measured",
+            absent="attach the metrics again",
+            remedy="attach the metrics again",
+        )
+        return measured.model_dump(mode="json", exclude_unset=True)
 
 
 @dataclass(frozen=True)
@@ -241,9 +245,11 @@ def _manifest(parts: _Parts, folder: Path) -> BundleManifest:
 
 
 def attach_metrics(bundle: Path, metrics: Mapping[str, Any]) -> None:
-    """Put what was measured beside a bundle; numbers that are not finite are refused by ``ValueError``."""
+    """Put what was measured beside a bundle: what has the form of ``Measurements``, else ``ValueError`` is raised."""
     read_manifest(bundle)
-    write_atomically(bundle / METRICS, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
+    Measurements.model_validate_json(text)
+    write_atomically(bundle / METRICS, text)
 
 
 def read_manifest(bundle: Path) -> BundleManifest:

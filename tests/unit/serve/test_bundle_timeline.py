@@ -141,17 +141,20 @@ def test_unknown_ids_come_with_the_nearest_known_one(client):
     assert "did you mean 'user_1" in response.json()["error"]["message"]
 
 
+MEASURED = {"tables": [{"title": "worth", "columns": ["share"], "rows": [[1.5]]}]}
+
+
 def test_what_lies_in_the_folder_by_now_is_not_served(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    attach_metrics(copy, {"tables": [{"rows": [[1.5]]}]})
+    attach_metrics(copy, MEASURED)
     opened = open_bundle(copy)
     before = opened.map()
     pq.write_table(opened._timeline.bundle.map().slice(0, 3), copy / "map.parquet")
     attach_metrics(copy, {"tables": []})
-    assert json.loads(opened.metrics()) == {"tables": [{"rows": [[1.5]]}]}
+    assert json.loads(opened.metrics()) == MEASURED
     shutil.rmtree(copy)
     assert opened.map() == before and len(json.loads(before)["users"]["id"]) > 40
-    assert json.loads(opened.metrics()) == {"tables": [{"rows": [[1.5]]}]}
+    assert json.loads(opened.metrics()) == MEASURED
 
 
 def test_a_map_of_too_many_points_is_thinned_out(bundle, monkeypatch):
@@ -166,10 +169,18 @@ def test_a_map_of_too_many_points_is_thinned_out(bundle, monkeypatch):
 
 def test_metrics_that_are_too_large_are_not_opened(bundle, tmp_path, monkeypatch):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    attach_metrics(copy, {"curve": list(range(1_000))})
+    table = {"title": "many", "columns": ["number"], "rows": [[number] for number in range(1_000)]}
+    attach_metrics(copy, {"tables": [table]})
     open_bundle(copy)
     monkeypatch.setattr(bundle_timeline, "MAX_METRICS_BYTES", 1_000)
     with pytest.raises(DataError, match=r"metrics\.json: [\d,]+ bytes; attach at most 1,000"):
+        open_bundle(copy)
+
+
+def test_metrics_of_another_form_are_not_opened(bundle, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    (copy / "metrics.json").write_text('{"tables": 1}')
+    with pytest.raises(DataError, match=r"metrics\.json: tables=1: .* attach the metrics again"):
         open_bundle(copy)
 
 

@@ -205,17 +205,57 @@ def test_many_recent_posts_get_an_index(parts, tmp_path, timeline):
         assert len({each.retrieval_score for each in (*found, *exact) if each.post_id in differ}) <= 1
 
 
+MEASURED = {
+    "tables": [{"title": "worth", "columns": ["", "share", "more"], "rows": [["oracle", 1.0, None]], "bar": None}],
+    "training": [{"title": "loss", "log": False, "curves": [{"name": "a", "points": [[1, 0.5]]}]}],
+    "reliability": [
+        {
+            "model": "a",
+            "task": "is_replied",
+            "metrics": {"calibration": None, "ece": 0.1},
+            "bins": [{"low": 0.1, "high": 0.2, "mean_prediction": 0.1, "ctr": 0.0, "count": 9.0}],
+        }
+    ],
+}
+
+
 def test_metrics_are_attached_later(copy):
     assert Bundle.open(copy).metrics() is None
-    attach_metrics(copy, {"tables": [{"title": "worth", "rows": [["oracle", 1.0]]}]})
+    attach_metrics(copy, MEASURED)
     opened = Bundle.open(copy)
-    assert opened.metrics() == {"tables": [{"title": "worth", "rows": [["oracle", 1.0]]}]}
+    assert opened.metrics() == MEASURED
     assert opened.manifest.version == read_manifest(copy).version
     with pytest.raises(ValueError, match="not JSON compliant"):
         attach_metrics(copy, {"worth": float("nan")})
-    (copy / "metrics.json").write_text("{")
-    with pytest.raises(DataError, match="attach the metrics again"):
-        opened.metrics()
+    with pytest.raises(ValueError, match="worth"):
+        attach_metrics(copy, {"worth": 1.0})
+    assert opened.metrics() == MEASURED
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "the file: Invalid JSON"),
+        ("[1]", "the file: Input should be an object"),
+        ("3", "the file: Input should be an object"),
+        ('{"worth": 1}', "worth=1: Extra inputs are not permitted"),
+        ('{"tables": {"title": "t"}}', "tables: Input should be a valid array"),
+        ('{"tables": [{"title": "t", "columns": ["a"], "rows": [[NaN]]}]}', r"tables\.0\.rows\.0\.0.*finite"),
+        ('{"tables": [{"title": "t", "columns": ["a"], "rows": [[1e999]]}]}', r"tables\.0\.rows\.0\.0.*finite"),
+        ('{"tables": [{"title": "t", "columns": ["a"], "rows": [[[1]]]}]}', r"tables\.0\.rows\.0\.0"),
+        (
+            '{"tables": [{"title": "t", "columns": ["a", "b"], "rows": [["x", 1], ["y"]]}]}',
+            r"tables\.0: a row has not the 2 cells of the columns; not what was measured",
+        ),
+        ('{"training": [{"title": "t", "log": false, "curves": [{"name": "n", "points": [[1]]}]}]}', r"points\.0"),
+        ('{"reliability": [{"model": "m", "task": "t", "bins": []}]}', r"reliability\.0\.metrics: Field required"),
+    ],
+)
+def test_what_is_no_measurement_is_refused(copy, text, complaint):
+    (copy / "metrics.json").write_text(text)
+    with pytest.raises(DataError, match=rf"metrics\.json: .*{complaint}") as error:
+        Bundle.open(copy).metrics()
+    assert str(error.value).endswith("attach the metrics again")
 
 
 def test_the_map_has_users_and_recent_posts(bundle, timeline):
