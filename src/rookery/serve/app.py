@@ -27,6 +27,11 @@ from rookery.serve.service import Service
 
 _PAGE = Path(__file__).with_name("page")
 
+_DESCRIPTION = (
+    "Ranked timelines of a bundle: candidates for a user, the probability of each engagement with each post, what they "
+    "add to its score, and the users and posts nearest to one."
+)
+
 _WITH_WEIGHTS = ("RankRequest", "TimelineRequest")
 
 
@@ -92,7 +97,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _openapi(app: FastAPI, served: Served, *, with_token: bool) -> dict[str, Any]:
     """The OpenAPI document: examples ask for a user and a post of the bundle of now, weights are its engagements."""
-    document = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
+    document = get_openapi(title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes)
     schemas = document["components"]["schemas"]
     for name in _WITH_WEIGHTS:
         schemas[name]["properties"]["weights"]["anyOf"][0]["propertyNames"] = {"enum": list(served.tasks)}

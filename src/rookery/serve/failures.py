@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -99,11 +100,14 @@ def install_failures(app: FastAPI) -> None:
 def _sentence(error: RequestValidationError) -> str:
     """Where and what; never the value, which may be anything."""
     found = error.errors()
-    listed = [f"{_place(each['loc'])}: {each['msg']}" for each in found[:_MAX_LISTED]]
+    listed = [f"{_place(each)}: {each['msg']}" for each in found[:_MAX_LISTED]]
     more = len(found) - len(listed)
     return "; ".join(listed) + (f"; and {more} more" if more else "")
 
 
-def _place(location: tuple[str | int, ...]) -> str:
+def _place(details: Mapping[str, Any]) -> str:
     """Keys may be as long as a body."""
-    return ".".join(str(key)[:_MAX_KEY_LENGTH] for key in location[1:]) or "body"
+    inside = details["loc"][1:]
+    if details["type"] == "json_invalid":
+        return f"character {inside[0]} of the body"
+    return ".".join(str(key)[:_MAX_KEY_LENGTH] for key in inside) or "body"

@@ -170,8 +170,9 @@ class Gate:
 async def read_body(receive: Receive, limits: Limits) -> bytes:
     """The whole body.
 
-    Raises ``Refused``: 413 for one that is too large, 408 for one that comes too slowly or not to its end, 422 for
-    JSON that nests too deeply.
+    Raises ``Refused``: 413 for one that is too large, 408 for one that comes too slowly or not to its end, 400 for one
+    that is not UTF-8 (RFC 8259, 8.1; a parser would guess at UTF-16, in which depth is not counted), 422 for JSON that
+    nests too deeply.
     """
     try:
         body = await asyncio.wait_for(_collect(receive, limits.body_bytes), limits.client_s)
@@ -179,9 +180,20 @@ async def read_body(receive: Receive, limits: Limits) -> bytes:
         raise Refused(
             408, "request_timeout", f"the body took longer than {limits.client_s:g} s", {"Connection": "close"}
         ) from None
+    if not _is_utf8(body):
+        raise Refused(400, "not_utf8", "the body is not UTF-8; JSON is sent in no other encoding")
     if nests_deeper(body, limits.json_depth):
         raise Refused(422, "invalid_request", f"the body nests deeper than {limits.json_depth}")
     return body
+
+
+def _is_utf8(body: bytes) -> bool:
+    """UTF-16 and UTF-32 of plain ASCII are UTF-8 too, with zero bytes, which no JSON text has."""
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in body
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:

@@ -42,7 +42,7 @@ _REFUSALS = {
     504: "The answer took too long.",
 }
 _UNKNOWN = {404: "The user or post is not known."}
-_WITH_BODY = {413: "The body is too large."}
+_WITH_BODY = {400: "The body is not UTF-8.", 413: "The body is too large."}
 
 
 def _refusals(*more: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:

@@ -77,6 +77,10 @@ def test_a_body_in_parts():
         ([part(b"{", more=True)], {"client_s": 0.05}, 408),
         ([part(b"{", more=True), {"type": "http.disconnect"}], {}, 408),
         ([part(b"[[[", more=False)], {"json_depth": 2}, 422),
+        ([part('{"a": 1}'.encode("utf-16"), more=False)], {}, 400),
+        ([part('{"a": 1}'.encode("utf-16-le"), more=False)], {}, 400),
+        ([part("[[[".encode("utf-16-be"), more=False)], {"json_depth": 2}, 400),
+        ([part('{"a": "é"}'.encode("latin-1"), more=False)], {}, 400),
     ],
 )
 def test_bodies_that_are_refused(messages, limits, status):

@@ -131,3 +131,9 @@ def test_answers_have_the_fields_that_are_declared_and_no_others(address):
     NeighborsResponse.model_validate_json(asked("neighbors", user_id="user_3", k=3))
     similar = SimilarResponse.model_validate_json(asked("similar", post_id="post_3", k=3))
     assert len(similar.neighbors) == 3
+
+
+def test_the_document_says_what_the_service_is(address):
+    info = httpx.get(f"{address}/openapi.json").json()["info"]
+    assert info["title"] == "Rookery"
+    assert info["description"].startswith("Ranked timelines of a bundle: candidates for a user, ")

@@ -189,3 +189,10 @@ def test_health(application):
     assert (response.status_code, response.json()) == (503, {"status": "stopping"})
     assert response.headers["connection"] == "close"
     assert application.client.get("/healthz").status_code == 200
+
+
+def test_where_a_body_stops_being_json(client):
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/v1/timeline", content=b'{"user_id": "user_1" "k": 1}', headers=headers)
+    assert response.status_code == 422
+    assert response.json()["error"]["message"] == "character 21 of the body: JSON decode error"
