@@ -43,8 +43,8 @@ def test_following_what_never_starts(tmp_path: Path) -> None:
 
 
 def test_one_checkpoint_cannot_be_named_beside_follow() -> None:
-    from rookery.cli.run_flags import require_every_checkpoint
+    from rookery.cli.run_flags import followed_run
 
-    require_every_checkpoint("auto")
+    followed_run("run", "auto")
     with pytest.raises(UserError, match="--checkpoint best: --follow measures every checkpoint"):
-        require_every_checkpoint("best")
+        followed_run("run", "best")
