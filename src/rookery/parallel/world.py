@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rookery.errors import PeerFailed, UserError
+from rookery.parallel.meeting import is_store_kept, own_store
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -40,7 +41,12 @@ def join_world(device: torch.device, timeout_s: float) -> None:
             "torchrun, or unset WORLD_SIZE to train in this one alone"
         )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    # None: that of the environment, new with every start.
+    store = own_store(timeout_s) if is_store_kept() else None
+    rank, world_size = (int(os.environ[name]) if store else -1 for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group(
+        backend, timeout=timedelta(seconds=timeout_s), store=store, rank=rank, world_size=world_size
+    )
     atexit.register(leave_world)
 
 

@@ -225,5 +225,5 @@ def _validation(
     if config.training.num_eval_steps > 0:
         num_edges = config.training.num_eval_steps * config.train_data.per_replica_batch_size
         settings = settings.model_copy(update={"max_edges": min(num_edges, settings.max_edges or num_edges)})
-    evaluator = Evaluator.from_graph(graph, config.validation_data.split, settings)
+    evaluator = Evaluator.from_graph(graph, config.validation_data.split, settings, config.train_data.on_corrupt)
     return lambda: evaluator.evaluate(model.embeddings()).metrics()

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from rookery.data.graph import Graph
-from rookery.data.parquet import open_parquet
+from rookery.data.row_groups import CorruptRowGroup, list_row_groups, read_rows
+from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
 from rookery.storage.location import Location
 from rookery.twhin.candidates import Scorer, by_relation
@@ -22,8 +23,6 @@ from rookery.twhin.known import Edges, KnownEdges
 from rookery.twhin.link_prediction import LinkPrediction, evaluate_link_prediction
 from rookery.twhin.recommendation import Recommendation, evaluate_recommendation
 from rookery.types import Side
-
-_BATCH_ROWS = 1_048_576
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,13 @@ class Evaluator:
     masked: KnownEdges | None
 
     @classmethod
-    def from_graph(cls, graph: Graph, split: str, config: EvaluationConfig) -> Evaluator:
-        """Read a split, and of all splits the edges that share an anchor with it.
+    def from_graph(
+        cls, graph: Graph, split: str, config: EvaluationConfig, on_corrupt: OnCorrupt = "fail"
+    ) -> Evaluator:
+        """Read a split, and of all splits the edges that share an anchor with it; with ``on_corrupt`` "skip" those of
+        them that can be decoded.
 
-        Raises ``DataError`` for a split that the graph does not have or that is empty.
+        Raises ``DataError`` for a split that the graph does not have, that is empty or that cannot be decoded.
         """
         edges = _sample(read_edges(graph.split_files(split)), config)
         if not edges.num_edges:
@@ -83,7 +85,7 @@ class Evaluator:
         own = KnownEdges.build(edges)
         filters = graph.splits if ranks and config.filtered else ()
         masks = [name for name in config.mask_splits if name in graph.splits and name != split] if recommends else ()
-        parts = {name: _read_sharing(graph.split_files(name), own) for name in {*filters, *masks}}
+        parts = {name: _read_sharing(graph.split_files(name), own, on_corrupt) for name in {*filters, *masks}}
         return cls(
             config,
             split,
@@ -109,21 +111,29 @@ def read_edges(files: Sequence[Location]) -> Edges:
     return Edges.concat([_no_edges(), *edge_batches(files)])
 
 
-def _read_sharing(files: Sequence[Location], own: KnownEdges) -> Edges:
+def _read_sharing(files: Sequence[Location], own: KnownEdges, on_corrupt: OnCorrupt) -> Edges:
     """The edges that answer a query of ``own``, on either side: all that a filter needs, however large the split."""
     parts = [_no_edges()]
-    for batch in edge_batches(files):
+    for batch in edge_batches(files, on_corrupt):
         shares = [own.counts(side, batch.rel, batch.toward(side)[0]) > 0 for side in Side]
         parts.append(batch.select(shares[0] | shares[1]))
     return Edges.concat(parts)
 
 
-def edge_batches(files: Sequence[Location]) -> Iterator[Edges]:
-    """The edges of Parquet files of a graph, a million at a time."""
-    for file in files:
-        with open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(Edges._fields)):
-                yield Edges(*(torch.tensor(batch.column(name).to_numpy()) for name in Edges._fields))
+def edge_batches(files: Sequence[Location], on_corrupt: OnCorrupt = "fail") -> Iterator[Edges]:
+    """The edges of Parquet files of a graph, a row group at a time.
+
+    Raises ``DataError`` for one that cannot be decoded, or leaves it out.
+    """
+    slices, types = list_row_groups(files, Edges._fields)
+    for piece in slices:
+        try:
+            columns = read_rows([piece], types)
+        except CorruptRowGroup:
+            if on_corrupt == "fail":
+                raise
+            continue
+        yield Edges(*(columns[name].long() for name in Edges._fields))
 
 
 def _no_edges() -> Edges:

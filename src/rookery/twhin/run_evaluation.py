@@ -56,7 +56,7 @@ def evaluate_run(
         raise UserError(f"{run}: trained on bare row numbers; pass the graph of these rows with --graph PATH")
     config = load_config(TwhinConfig, run / "config.yaml", overrides)
     prepare_runtime(config.runtime)
-    evaluator = Evaluator.from_graph(loaded.graph, split, config.evaluation)
+    evaluator = Evaluator.from_graph(loaded.graph, split, config.evaluation, config.train_data.on_corrupt)
     start = time.perf_counter()
     evaluation = evaluator.evaluate(loaded.model.embeddings())
     return Measured(run, loaded.step, evaluation, round(time.perf_counter() - start, 3))
