@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -134,7 +133,11 @@ class Chaos:
                 self._durations.learn(draw.size, share, time.monotonic() - began)
                 report.missed += 1
                 return
-            report.hits.append(self._kill(draw, commands, run, time.monotonic() - began))
+            hit = self._kill(draw, commands, run, time.monotonic() - began)
+            if -signal.SIGKILL not in hit.codes:  # it ended between the look and the kill
+                report.missed += 1
+                return
+            report.hits.append(hit)
             report.tracebacks += [_traceback(command) for command in commands if _traceback(command)]
         finally:
             end(commands)
@@ -170,16 +173,13 @@ def _said(commands: Sequence[Command]) -> str:
 def summary(reports: Sequence[Report]) -> dict[str, object]:
     """The figures of some runs of one model."""
     hits = [hit for report in reports for hit in report.hits]
-    kinds: Counter[str] = Counter()
-    for report in reports:
-        for draw, _ in zip([d for d in report.draws if d.moment is not None], report.hits, strict=False):
-            kinds[f"{draw.size} process{'es' if draw.size > 1 else ''}"] += 1
     return {
         "model": reports[0].model,
         "kill_points": len(hits),
         "runs": len(reports),
         "runs_to_the_bit": sum(report.to_the_bit for report in reports),
-        "by_size": dict(kinds),
+        "of_one_process": sum(len(hit.codes) == 1 for hit in hits),
+        "of_both": sum(len(hit.codes) == 2 and set(hit.codes) == {-signal.SIGKILL} for hit in hits),
         "before_the_first_step": sum(hit.step == 0 for hit in hits),
         "in_a_checkpoint_write": sum(hit.was_writing for hit in hits),
         "one_of_several": sum(len(set(hit.codes)) > 1 for hit in hits),

@@ -602,3 +602,17 @@ def test_torchrun_restarts_a_process_that_died(
     os.kill(children_of(agent.pid)[-1], signal.SIGKILL)
     assert agent.wait(300) == 0, log.read_text()
     require_survived(run, twhin, to_the_bit=False)
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun(twhin: Job, run: Path, tmp_path: Path, agents: list[subprocess.Popen[str]]) -> None:
+    """Its processes save and exit 0; torchrun itself says 1."""
+    log = tmp_path / "agent"
+    agent = start_agent(agents, ["--standalone", "--nproc-per-node=2"], twhin.arguments(run, 2), log)
+    wait_until(lambda: checkpoint_steps(run), agents, log)
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(GRACE_S) == 1, log.read_text()
+    assert '"reason": "interrupted"' in log.read_text()
+    assert checkpoint_steps(run)[-1] == log_of(run)[-1]["step"] < twhin.num_steps
+    twhin.run(run, 2)
+    require_survived(run, twhin, to_the_bit=False)
