@@ -12,7 +12,7 @@ DEV := .venv/installed-dev-$(ACCELERATOR)
 INSTALL_INPUTS := pyproject.toml $(wildcard requirements/*.txt) scripts/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test chaos test-browser test-spark check bench clean
+.PHONY: help demo dev test test-long chaos test-browser test-spark check bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -29,6 +29,9 @@ dev: $(DEV) ## the environment with everything that tests and checks need
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest
+
+test-long: $(DEV) ## every combination of what several processes do and of what can fail (ten minutes)
+	$(BIN)/python -m pytest -m long
 
 chaos: $(DEV) ## 200 kills at random moments for each model, each run held to one that nothing touched (an hour)
 	$(BIN)/python tests/chaos/kill_points.py

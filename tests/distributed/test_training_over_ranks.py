@@ -70,8 +70,16 @@ def tensors(save_dir: Path) -> dict[str, Tensor]:
     return {name: tensor for group in ("model", "optimizer") for name, tensor in stored.tensors(group).items()}
 
 
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
-    "pair", [("momentum", "adam"), ("adagrad", "rowwise_adagrad"), ("sgd", "adagrad")], ids=" and ".join
+    "pair",
+    [
+        pytest.param(("momentum", "adam"), id="momentum and adam"),
+        pytest.param(("adagrad", "rowwise_adagrad"), id="both kinds of adagrad", marks=LONG),
+        pytest.param(("sgd", "adagrad"), id="sgd and adagrad", marks=LONG),
+    ],
 )
 def test_any_number_of_processes_trains_the_same_twhin(graph: Graph, tmp_path: Path, pair: tuple[str, str]) -> None:
     fields = table_fields(optimizer=[OPTIMIZERS[name] for name in pair])
@@ -87,7 +95,9 @@ SHARDED: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", SHARDED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if place == 0 else LONG) for place, case in enumerate(SHARDED)]
+)
 def test_any_sharding_trains_the_same_twhin(graph: Graph, tmp_path: Path, case: str) -> None:
     """80 steps by two processes, 80 by four, 40 by one: a run goes on whatever its tables lay like before."""
     pytest.importorskip("fbgemm_gpu", reason="needs the cluster extra")
@@ -148,7 +158,9 @@ def train_on(log: Path, vectors: Path, save_dir: Path, changes: Mapping[str, Any
     train_ranker(config)
 
 
-@pytest.mark.parametrize("case", RANKERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if place == 0 else LONG) for place, case in enumerate(RANKERS)]
+)
 def test_any_number_of_processes_trains_the_same_ranker(
     impressions: tuple[Path, Path], tmp_path: Path, case: str
 ) -> None:

@@ -139,7 +139,9 @@ def test_a_file_that_is_gone_is_left_out_with_all_its_row_groups(
     assert (finished.rows, finished.skipped) == (400, 200)
     assert finished.accounts_for(stream.expected())
     assert len(caplog.records) == 4
-    with pytest.raises(DataError, match=r"part-2\.parquet: row group \d, column 'row' cannot be decoded .*No such file"):
+    with pytest.raises(
+        DataError, match=r"part-2\.parquet: row group \d, column 'row' cannot be decoded .*No such file"
+    ):
         list(failing)
 
 

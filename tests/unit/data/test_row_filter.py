@@ -295,9 +295,7 @@ class TestBadFilters:
         with pytest.raises(DataError, match=r"a\.parquet: .*" + message):
             selected(write(tmp_path, by, 4), where)
 
-    def test_that_leave_fewer_row_groups_than_lanes(self, tmp_path: Path) -> None:
+    def test_that_leave_fewer_rows_than_lanes(self, tmp_path: Path) -> None:
         file = write(tmp_path, pa.array([0, 0, 1, 1]), 2)
-        with pytest.raises(
-            DataError, match=r"1 row groups, fewer than the num_lanes=2 .* in 1 files, .* by >= 1; write"
-        ):
-            ParquetStream([file], ["row"], 2, seed=0, shuffle=False, num_lanes=2, where=RowFilter("by", 1))
+        with pytest.raises(DataError, match=r"2 rows, fewer than the num_lanes=3 .* in 1 files, .* by >= 1; use fewer"):
+            ParquetStream([file], ["row"], 3, seed=0, shuffle=False, num_lanes=3, where=RowFilter("by", 1))

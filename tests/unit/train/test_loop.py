@@ -393,9 +393,13 @@ class TestSignals:
 
     def test_a_second_signal_stops_at_once(self, make_toy: MakeToy, tmp_path: Path) -> None:
         toy = make_toy()
-        toy.model.register_forward_pre_hook(
-            lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)] if toy.model.num_forwards == 4 else None
-        )
+
+        def interrupted_twice(*_: object) -> None:
+            for _ in range(2 if toy.model.num_forwards == 4 else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)  # until it is taken: two that wait together are one
+
+        toy.model.register_forward_pre_hook(interrupted_twice)
         with pytest.raises(KeyboardInterrupt):
             toy.train(tmp_path, num_train_steps=12)
         assert toy.model.num_forwards == 4
