@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reading import BATCH, GARBAGE, BadReader, Rows, late, running, write_rows
+from faulty_readers import BATCH, GARBAGE, BadReader, Rows, late, running, write_rows
 
 from rookery.config.token import Token
 from rookery.data.flight_server import ReaderServer

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from faulty_readers import readers, running
 from planted_impressions import planted_config, planted_log, write_log, write_vectors
-from reading import readers, running
 
 from rookery.data.flight_server import ReaderServer
 from rookery.errors import ConfigError, DataError
