@@ -355,7 +355,7 @@ def test_a_row_group_that_goes_bad_ends_the_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["twhin", "ranker"])
+@pytest.mark.parametrize("model", [pytest.param("twhin", marks=pytest.mark.long), "ranker"])
 def test_row_groups_that_are_skipped_are_counted(jobs: dict[str, Job], tmp_path: Path, model: str) -> None:
     """Each epoch proves that all other rows were read; one process and two learn the same, killed or not."""
     job, file, column = damaged_data(jobs[model], tmp_path)
@@ -429,7 +429,7 @@ def require_same_as_whole_at(job: Job, run: Path, step: int, size: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_process_that_hangs_is_named(twhin: Job, run: Path, gate: Path, rank: int) -> None:
     """The other one says which is silent, and in which part of which step it was heard of last."""
     held = fault(twhin, "step", "hold", gate)
@@ -561,7 +561,7 @@ def wait_until(condition: Any, agents: list[subprocess.Popen[str]], log: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["twhin", "ranker"])
+@pytest.mark.parametrize("model", ["twhin", pytest.param("ranker", marks=pytest.mark.long)])
 def test_a_machine_that_is_gone_leaves_a_smaller_world(
     jobs: dict[str, Job], run: Path, tmp_path: Path, model: str, agents: list[subprocess.Popen[str]]
 ) -> None:
