@@ -129,11 +129,6 @@ def table_refusals(
     return problems
 
 
-def torchrec_refusals(specs: Sequence[TableSpec], *, gradient_accumulation: int = 1) -> list[str]:
-    """``table_refusals`` of the torchrec back end in a process alone, sharded as it does by itself."""
-    return table_refusals("torchrec", specs, gradient_accumulation=gradient_accumulation)
-
-
 def _table_refusals(spec: TableSpec) -> list[str]:
     return [*_optimizer_refusals(spec), *_row_refusals(spec)]
 

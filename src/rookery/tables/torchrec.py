@@ -1,7 +1,7 @@
 """The ``torchrec`` back end: ``EmbeddingBagCollection`` under ``DistributedModelParallel``, optimizer in backward.
 
 Every id is a bag of length 1 with sum pooling, which fbgemm's kernels serve faster than their unpooled lookup.
-``torchrec_plan`` says how tables lie over the processes, ``backends.torchrec_refusals`` what this back end cannot do.
+``torchrec_plan`` says how tables lie over the processes, ``backends.table_refusals`` what this back end cannot do.
 Linux only; needs the ``cluster`` extra.
 """
 
