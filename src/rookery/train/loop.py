@@ -5,7 +5,6 @@ Hot path: ``train`` → ``_Loop.run`` → ``_step`` (one optimizer step) → ``_
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rookery.checkpoint.files import State
-from rookery.data.ledger import Ledger
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import PeerFailed, RookeryError, TrainingError
@@ -25,6 +23,7 @@ from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
 from rookery.train.agreement import Supply, agree, agree_on_supply
 from rookery.train.best import BestTracker
+from rookery.train.books import Books
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.train.debug import describe_step, gradient_norms
 from rookery.train.interrupt import Interrupt
@@ -34,8 +33,6 @@ from rookery.train.progress import Progress
 from rookery.train.replay import keep_batches
 from rookery.train.run import Run
 from rookery.train.state import RandomState, check_fit
-
-logger = logging.getLogger(__name__)
 
 # Batches made ready ahead of the model: enough to bridge the decoding of a row group, little memory.
 PREFETCH_BATCHES = 4
@@ -82,9 +79,7 @@ class _Loop(Generic[B]):
         self._stopwatch = Stopwatch(job.device if debug else None)
         self._step_number = 0
         self._saved_step = 0
-        self._position = job.stream.position()
-        self._ledger = job.stream.ledger()
-        self._counts_since = self._num_proved = self._num_skipped = 0
+        self._books = Books(job.stream)
         self._num_examples = 0
         self._loss: float | None = None
         self._interrupt = Interrupt()
@@ -108,25 +103,13 @@ class _Loop(Generic[B]):
             self._mark_best()
         if self._reason() is not None:
             return
-        self._position = StreamPosition(**checkpoint.state["stream"])
-        self._job.stream.seek(self._position)
-        self._restore_ledger(checkpoint.state.get("ledger"))
+        self._books.restore(checkpoint.state)
         for group, state in self._states.items():
             state.load_tensors(checkpoint.tensors(group))
         means = checkpoint.state["means"]
         if not is_chief():  # the sums of all processes are taken over once
             means = {name: [0.0, weight] for name, (_, weight) in means.items()}
         self._meter.load_state(means, self._job.device)
-
-    def _restore_ledger(self, stored: State | None) -> None:
-        if stored is None:  # by an earlier version: this epoch cannot be proved
-            self._counts_since = self._position.epoch + 1
-            return
-        self._counts_since = stored["since"]
-        self._num_proved, self._num_skipped = stored["epochs_proved"], stored["rows_skipped"]
-        if is_chief():  # what all processes handed out is taken over once
-            self._job.stream.resume_ledger(Ledger(**stored["current"]))
-        self._ledger = self._job.stream.ledger()
 
     def run(self) -> TrainingResult:
         reason = self._reason()
@@ -200,9 +183,8 @@ class _Loop(Generic[B]):
         """The micro-batches of one step; only the last step of the last epoch may have fewer than the others."""
         wanted = self._config.gradient_accumulation
         if self._config.num_epochs is not None:
-            per_epoch = self._job.stream.batches_per_epoch
-            done = self._position.epoch * per_epoch + self._position.num_batches
-            wanted = min(wanted, self._config.num_epochs * per_epoch - done)
+            total = self._config.num_epochs * self._job.stream.batches_per_epoch
+            wanted = min(wanted, total - self._books.batches_done)
         with self._part("data"):
             micro_batches = list(islice(batches, wanted))
         if len(micro_batches) < wanted:
@@ -237,24 +219,7 @@ class _Loop(Generic[B]):
                 optimizer.zero_grad()
         self._step_number += 1
         for prepared in micro_batches:
-            self._keep_books(prepared)
-
-    def _keep_books(self, prepared: Prepared[B]) -> None:
-        """Note what was trained on; at the end of an epoch prove that it was every row once."""
-        self._position, self._ledger = prepared.position, prepared.ledger
-        stream, epoch = self._job.stream, prepared.position.epoch
-        if prepared.position.num_batches < stream.batches_per_epoch or epoch < self._counts_since:
-            return
-        ledger, expected = Ledger.merged(gather_objects(prepared.ledger)), stream.expected()
-        if not ledger.accounts_for(expected):
-            raise TrainingError(
-                f"epoch {epoch:,} read {ledger.rows:,} rows and skipped {ledger.skipped:,} of {expected.rows:,}, and "
-                "not each of them once: the data changed during the run, or this is a fault of the reader's; start a "
-                "new run, and report it if the data are what they were"
-            )
-        if ledger.skipped:
-            logger.warning("epoch %d: %d of %d rows could not be read", epoch, ledger.skipped, expected.rows)
-        self._num_proved, self._num_skipped = self._num_proved + 1, self._num_skipped + ledger.skipped
+            self._books.keep(prepared)
 
     def _agree(self, *, reads_loss: bool) -> None:
         """Go on only if every process can; stop behind this step if one was told to."""
@@ -317,7 +282,7 @@ class _Loop(Generic[B]):
         metrics = {
             **means,
             f"{self._job.unit}_per_s": num_examples / training_s,
-            "epoch": self._position.epoch + self._position.num_batches / self._job.stream.batches_per_epoch,
+            "epoch": self._books.epochs,
             **{f"lr/{rate.name}": rate.schedule(self._step_number - 1) for rate in self._job.learning_rates},
             **{f"time/{part}_s": spent for part, spent in seconds.items()},
             **self._details,
@@ -356,7 +321,7 @@ class _Loop(Generic[B]):
         for sink in self._run.sinks:
             sink.flush()
         state: State = {
-            "stream": self._position.to_json(),
+            **self._books.state(),
             "means": _summed_state(gather_objects(self._meter.state())),
             "best": self._best.state() if self._best else None,
             "ends": {
@@ -365,12 +330,6 @@ class _Loop(Generic[B]):
                 "num_epochs": self._config.num_epochs,
             },
             "world_size": world_size(),
-            "ledger": {
-                "current": Ledger.merged(gather_objects(self._ledger)).to_json(),
-                "since": self._counts_since,
-                "epochs_proved": self._num_proved,
-                "rows_skipped": self._num_skipped,
-            },
         }
         with self._part("checkpoint"):
             self._run.checkpointer.save(self._step_number, self._tensors(), state)
