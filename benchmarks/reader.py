@@ -4,10 +4,12 @@
 
 Edges (three int64 columns, batches of 20,000) and impressions of the production ranker's size (ranker_input.py: 2776
 inputs and 13 labels, preprocessed), each written to Parquet, shuffled in buffers of a quarter of the rows, so that
-decoding is part of every epoch, and made ready in the prefetch thread, as in training. Epochs of local files and of a
-`rookery reader` in a process of its own take turns; ``share`` is the median over the rounds of the ratio of the two,
-``local`` and ``remote`` are median rows a second, ``..._cpu_ns`` nanoseconds of processor time a row, of all threads.
-On two cores the reader competes with the trainer for them; on a machine of its own it would not.
+decoding is part of every epoch, and made ready in the prefetch thread, as in training. Local files and a `rookery
+reader` in a process of its own take turns of an epoch that does not count and some that do. A turn begins when what
+the other was still making ahead is done, so that neither works on the other's time; both have as much made ahead at the
+end of what counts as at its beginning. ``share`` is the median over the turns of the ratio of the two, ``local`` and
+``remote`` are median rows a second, ``..._cpu_ns`` nanoseconds of processor time a row, of all threads. On two cores
+the reader competes with the trainer for them; on a machine of its own it would not.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ from rookery.twhin.config import TwhinConfig
 from rookery.twhin.reading import open_edges, served_edges, train_files
 
 PREFETCHED = 4
+IDLE_S = 0.02
+"""Processor time in ten times as long that is nothing: two ticks of the clock that counts it."""
 LIMITS = {"lhs": 100_000, "rel": 8, "rhs": 100_000}
 Epoch = Callable[[], int]
 
@@ -70,7 +74,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-edges", type=int, default=4_000_000)
     parser.add_argument("--num-rows", type=int, default=32_768, help="impressions")
     parser.add_argument("--batch-size", type=int, default=1024, help="impressions of a batch")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
+    parser.add_argument("--epochs", type=int, default=3, help="that count, of a turn")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
@@ -133,28 +138,39 @@ def epochs(stream: BatchStream, transform: Transform[Any]) -> Iterator[Epoch]:
 
 
 def compare(local: Epoch, remote: Epoch, reader_pid: int, options: argparse.Namespace) -> dict[str, float]:
-    """Take turns; the first round, in which both begin, is left out."""
-    rounds = [(taken(local, reader_pid), taken(remote, reader_pid)) for _ in range(options.rounds + 1)][1:]
-    here, there = zip(*rounds, strict=True)
+    """Take turns."""
+    turns = [[turn(epoch, reader_pid, options.epochs) for epoch in (local, remote)] for _ in range(options.rounds)]
+    here, there = zip(*turns, strict=True)
     return {
         "local": round(statistics.median(each["rate"] for each in here)),
         "remote": round(statistics.median(each["rate"] for each in there)),
-        "share": round(statistics.median(far["rate"] / near["rate"] for near, far in rounds), 3),
+        "share": round(statistics.median(far["rate"] / near["rate"] for near, far in turns), 3),
+        "shares": [round(far["rate"] / near["rate"], 3) for near, far in turns],
         "local_cpu_ns": round(statistics.median(each["trainer_ns"] for each in here)),
         "trainer_cpu_ns": round(statistics.median(each["trainer_ns"] for each in there)),
         "reader_cpu_ns": round(statistics.median(each["reader_ns"] for each in there)),
     }
 
 
-def taken(epoch: Epoch, reader_pid: int) -> dict[str, float]:
-    """Rows a second of an epoch, and nanoseconds of processor time a row of both processes."""
+def turn(epoch: Epoch, reader_pid: int, num_epochs: int) -> dict[str, float]:
+    """Rows a second of some epochs, and nanoseconds of processor time a row of both processes."""
+    settle(reader_pid)
+    epoch()
     start, trainer_s, reader_s = time.perf_counter(), time.process_time(), processor_s(reader_pid)
-    num_rows = epoch()
+    num_rows = sum(epoch() for _ in range(num_epochs))
     return {
         "rate": num_rows / (time.perf_counter() - start),
         "trainer_ns": (time.process_time() - trainer_s) / num_rows * 1e9,
         "reader_ns": (processor_s(reader_pid) - reader_s) / num_rows * 1e9,
     }
+
+
+def settle(reader_pid: int) -> None:
+    """Return once neither process has anything left to do."""
+    used_s, before_s = time.process_time() + processor_s(reader_pid), -1.0
+    while used_s - before_s > IDLE_S:
+        time.sleep(10 * IDLE_S)
+        used_s, before_s = time.process_time() + processor_s(reader_pid), used_s
 
 
 def processor_s(pid: int) -> float:

@@ -11,6 +11,7 @@ rows are taken from a table of 3,000 posts in memory, then all goes the same way
 
     python benchmarks/serve.py --json
     python benchmarks/serve.py --bundle RUN --reloads 20    # memory, as bundles are exchanged
+    python benchmarks/serve.py --bundle RUN --users 3000    # memory, as timelines of ever new users are asked for
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,6 +309,27 @@ def measure_reloads(bundle: Path, num_reloads: int) -> dict[str, Any]:
     return {"resident_mb": memory_mb}
 
 
+def measure_users(bundle: Path, num_users: int) -> dict[str, Any]:
+    """Resident memory of a server at first and after each tenth of the users, whose timelines three clients ask for."""
+    users = [user["id"] for user in open_bundle(bundle).users("", num_users)]
+    bodies = [json.dumps({"user_id": user, "k": 20}).encode() for user in users]
+    tenth = -(-len(bodies) // 10)
+    with server("demo", bundle) as address:
+        memory_mb = [resident_mb(address)]
+        for start in range(0, len(bodies), tenth):
+            with ThreadPoolExecutor(3) as clients:
+                list(clients.map(lambda body: post(address, body), bodies[start : start + tenth]))
+            memory_mb.append(resident_mb(address))
+    return {"users": len(users), "resident_mb": memory_mb}
+
+
+def post(address: str, body: bytes) -> None:
+    """Ask for a timeline; raises for any other answer than 200."""
+    request = urllib.request.Request(f"{address}/v1/timeline", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        answer.read()
+
+
 def resident_mb(address: str) -> int:
     return round(counter(address, "process_resident_memory_bytes") / 1e6)
 
@@ -325,6 +348,9 @@ def main() -> None:
     parser.add_argument(
         "--reloads", type=int, default=0, help="exchange --bundle so often and tell the memory, no more"
     )
+    parser.add_argument(
+        "--users", type=int, default=0, help="ask for timelines of so many and tell the memory, no more"
+    )
     parser.add_argument("--server", choices=["demo", "production"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.server:
@@ -332,6 +358,9 @@ def main() -> None:
         return
     if arguments.reloads:
         print(json.dumps(measure_reloads(arguments.bundle, arguments.reloads)))
+        return
+    if arguments.users:
+        print(json.dumps(measure_users(arguments.bundle, arguments.users)))
         return
     with tempfile.TemporaryDirectory() as folder:
         demo = measure_demo(arguments.bundle or demo_bundle(Path(folder) / "demo"), arguments.seconds)
