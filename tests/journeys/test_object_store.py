@@ -15,12 +15,11 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from interrupted_runs import final_tensors
 from planted_impressions import planted_config, planted_log, write_log
 from small_graph import config_data, one_thread, planted_splits, write_graph
 from stores import BUCKET, OFFLINE, s3_server, store_environment, upload
+from survived_runs import assert_equal, final_tensors
 
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.cli.main import app
@@ -71,9 +70,7 @@ def report(cache: Path, *arguments: object) -> dict[str, Any]:
 
 
 def assert_same_weights(here: Path, there: Path) -> None:
-    mine, other = final_tensors(here), final_tensors(there)
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert_equal(final_tensors(here), final_tensors(there))
 
 
 def test_twhin_from_bucket_to_bucket(bucket, tmp_path):
