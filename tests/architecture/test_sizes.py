@@ -7,8 +7,9 @@ MAX_FUNCTION_LINES = 80
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "core"}
 
 
-def test_files_stay_below_500_lines(root, modules):
-    lines = {str(path): len((root / "src" / "rookery" / path).read_text().splitlines()) for path in modules}
+def test_files_stay_below_500_lines(root):
+    files = (file for folder in ("src", "tests", "benchmarks") for file in (root / folder).rglob("*.py"))
+    lines = {str(file.relative_to(root)): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
     assert {path: count for path, count in lines.items() if count >= MAX_FILE_LINES} == {}
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "numerics"))
 
 from forked_commands import Command, end
-from survived_runs import Job, log_of, ranker_job, require_survived, twhin_job
+from survived_runs import last_step, require_survived
+from training_jobs import Job, ranker_job, twhin_job
 
 from rookery.checkpoint.layout import checkpoint_steps
 
@@ -109,7 +110,7 @@ class Chaos:
             for draw in report.draws:
                 self._start(draw, folder / "run", report)
             report.to_the_bit = all(draw.size == 1 for draw in report.draws)
-            require_survived(folder / "run", self._job, to_the_bit=report.to_the_bit)
+            require_survived(folder / "run", self._job.whole, to_the_bit=report.to_the_bit)
         except Exception:  # noqa: BLE001 - whatever it is, it is a finding, and the next run may have another
             report.problem = f"{folder}: {traceback.format_exc()}"
             return report
@@ -150,7 +151,7 @@ class Chaos:
         for command in victims:
             command.wait()
         was_writing = any((run / "checkpoints").glob(".step-*.writing"))
-        step = log_of(run)[-1]["step"] if (run / "metrics.jsonl").exists() and log_of(run) else 0
+        step = last_step(run)
         survivors = [command for command in commands if command not in victims]
         for number, after_s in ((signal.SIGTERM, UNTIL_SIGTERM_S), (signal.SIGKILL, UNTIL_SIGKILL_S)):
             for command in survivors:

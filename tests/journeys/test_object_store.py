@@ -15,12 +15,11 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from interrupted_runs import final_tensors
 from planted_impressions import planted_config, planted_log, write_log
 from small_graph import config_data, one_thread, planted_splits, write_graph
 from stores import BUCKET, OFFLINE, s3_server, store_environment, upload
+from survived_runs import assert_equal, final_tensors
 
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.cli.main import app
@@ -28,6 +27,7 @@ from rookery.cli.output import run_command
 from rookery.config.loader import dump_config
 from rookery.storage.location import RemotePath
 from rookery.storage.remote import files_under
+from rookery.train.evaluations import evaluated_steps, evaluation_path
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,7 @@ def report(cache: Path, *arguments: object) -> dict[str, Any]:
 
 
 def assert_same_weights(here: Path, there: Path) -> None:
-    mine, other = final_tensors(here), final_tensors(there)
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert_equal(final_tensors(here), final_tensors(there))
 
 
 def test_twhin_from_bucket_to_bucket(bucket, tmp_path):
@@ -108,6 +106,12 @@ def test_twhin_from_bucket_to_bucket(bucket, tmp_path):
     here = report(tmp_path / "c", "twhin", "evaluate", tmp_path / "second", "--split", "valid")
     fetched = report(tmp_path / "c", "twhin", "evaluate", run_url, "--split", "valid", "--checkpoint", "latest")
     assert fetched["metrics"] == here["metrics"]
+    followed = report(tmp_path / "d", "twhin", "evaluate", run_url, "--split", "valid", "--follow")
+    assert (followed["run"], followed["evaluated"], followed["reason"]) == (str(run_url), [16, 20], "finished")
+    copy = tmp_path / "d" / "s3" / run_url.key
+    assert evaluated_steps(copy, "valid") == [16, 20]
+    measured = json.loads(evaluation_path(copy, "valid", 20).read_text())
+    assert measured["metrics"] == here["metrics"]
     report(tmp_path / "c", "twhin", "export", run_url, tmp_path / "vectors")
     upload(tmp_path / "vectors", bucket / "vectors")
     neighbors = [
@@ -167,7 +171,7 @@ def test_what_cannot_be_reached_ends_with_2_and_the_remedy(bucket, server, tmp_p
         (("twhin", "evaluate", absent), "there is no bucket 'no-such-birds'; correct the URL or make the bucket"),
         (("twhin", "evaluate", f"{bucket}/none"), "nothing there; name the training.publish of a run"),
         (("twhin", "evaluate", "ftp://a/b"), "RUN ftp://a/b: must be a path, or a URL such as s3://BUCKET/FOLDER"),
-        (("twhin", "evaluate", f"{bucket}/run", "--follow"), "--follow watches a folder; name the run's save_dir"),
+        (("twhin", "evaluate", absent, "--follow"), "there is no bucket 'no-such-birds'"),
         (("twhin", "train", config, "--set", f"training.publish={absent}"), "there is no bucket 'no-such-birds'"),
         (("twhin", "train", config, "--set", f"graph={bucket}/none"), "none/manifest.json: no such object"),
     ):

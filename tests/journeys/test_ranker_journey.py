@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from interrupted_runs import TIMEOUT_S, Job, assert_same_run, last_step
+from forked_commands import TIMEOUT_S
 from planted_impressions import (
     DAY_US,
     FIRST_DAY_US,
@@ -27,8 +27,10 @@ from planted_impressions import (
     write_vectors,
 )
 from sklearn.metrics import roc_auc_score
+from survived_runs import assert_same_run, require_survived
+from training_jobs import Job, run_whole
 
-from rookery.config.loader import dump_config, load_config
+from rookery.config.loader import load_config
 from rookery.ranker.config import RankerConfig
 
 NUM_STEPS = 120
@@ -139,20 +141,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     changed["calibration"] = {"partition": "valid"}
     rates = {"backbone_learning_rate": schedule, "tower_learning_rates": dict.fromkeys(TASKS, schedule)}
     changed["optimizer"] = {"adamw": {}, "multi_task_learning_rates": rates, "average": {"decay": 0.9}}
-    path = folder / "config.yaml"
-    path.write_text(dump_config(RankerConfig.model_validate(changed)))
-    job = Job("ranker", path, folder / "whole")
-    assert job.finish(job.whole)["reason"] == "finished"
-    return job
+    return run_whole(folder, RankerConfig.model_validate(changed))
 
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_random_moments_costs_no_bit(job: Job, tmp_path: Path) -> None:
     chance = random.Random(20260)
-    steps = sorted(chance.randint(0, NUM_STEPS - 10) for _ in range(3))
-    assert job.kill_and_finish(tmp_path / "killed", steps)["step"] == NUM_STEPS
-    assert last_step(tmp_path / "killed") == NUM_STEPS
-    assert_same_run(tmp_path / "killed", job.whole)
+    job.kill_and_run(tmp_path / "killed", sorted(chance.randint(0, NUM_STEPS - 10) for _ in range(3)))
+    require_survived(tmp_path / "killed", job.whole, to_the_bit=True)
     calibrations = [
         {path.name: path.read_bytes() for path in (run / "calibration").iterdir()}
         for run in (tmp_path / "killed", job.whole)
@@ -162,5 +158,5 @@ def test_kill_minus_nine_at_random_moments_costs_no_bit(job: Job, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_parameters(job: Job, tmp_path: Path) -> None:
-    assert job.finish(tmp_path / "again")["step"] == NUM_STEPS
+    job.run(tmp_path / "again")
     assert_same_run(tmp_path / "again", job.whole)

@@ -1,4 +1,4 @@
-"""Training as a user runs it, through interruptions: ``python -m rookery twhin train`` in processes that die."""
+"""Training through interruptions: ``rookery twhin train`` in processes that die."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted_runs import TIMEOUT_S, Job, assert_same_run, final_tensors, last_step, stop_at
 from small_graph import log_lines, make_config, one_thread, planted_splits, write_graph
+from survived_runs import assert_same_run, final_tensors, last_step, require_survived
+from training_jobs import Job, finish, run_whole, stop_at
 from typer.testing import CliRunner
 
 from rookery.checkpoint.checkpointer import load_checkpoint
@@ -23,25 +24,9 @@ from rookery.config.loader import dump_config
 from rookery.data.graph import Graph
 from rookery.twhin.train import load_run
 
-NUM_STEPS = 150
-# Every kind of state at once: moments, a schedule, accumulated batches, the best validation so far.
-RAMP = {"learning_rate": 0.1, "final_learning_rate": 0.001, "num_ramp_steps": 30, "final_num_steps": NUM_STEPS}
-SCHEDULE = {"linear_ramp_to_cosine": RAMP}
-STATEFUL = {
-    "training.num_train_steps": NUM_STEPS,
-    "training.checkpoint_every_n": 7,
-    "training.checkpoint_max_to_keep": 2,
-    "training.gradient_accumulation": 2,
-    "training.validate_every_n": 30,
-    "training.keep_best": {"metric": "mrr"},
-    "validation_data": {"split": "valid"},
-    "model.translation_optimizer": {"adam": {}, "learning_rate": SCHEDULE},
-    "model.embeddings.tables.0.optimizer": {"adam": {}, "learning_rate": SCHEDULE},
-    "train_data.buffer_rows": 60,
-}
 # Random rounding, products of half precision, batches ordered by query.
 ROUNDED = {
-    "training.num_train_steps": NUM_STEPS,
+    "training.num_train_steps": 90,
     "training.checkpoint_every_n": 10,
     "runtime.enable_amp": True,
     "model.loss": {"softmax": {}},
@@ -57,52 +42,36 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def make_job(folder: Path, fields: dict[str, Any], **table: Any) -> Job:
-    graph = write_graph(folder / "graph", planted_splits())
-    config = folder / "config.yaml"
-    config.write_text(dump_config(make_config(graph, folder / "unused", fields, **table)))
-    job = Job("twhin", config, folder / "whole")
-    assert job.finish(job.whole)["reason"] == "finished"
-    return job
-
-
-@pytest.fixture(scope="module")
-def stateful(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return make_job(tmp_path_factory.mktemp("stateful"), STATEFUL)
-
-
 @pytest.mark.slow
-def test_kill_minus_nine_at_random_moments_costs_no_bit(stateful: Job, tmp_path: Path) -> None:
+def test_kill_minus_nine_at_random_moments_costs_no_bit(twhin: Job, tmp_path: Path) -> None:
     chance = random.Random(20260)
-    steps = sorted(chance.randint(0, NUM_STEPS - 10) for _ in range(3))
-    assert stateful.kill_and_finish(tmp_path / "killed", steps)["step"] == NUM_STEPS
-    assert_same_run(tmp_path / "killed", stateful.whole)
-    assert checkpoint_steps(tmp_path / "killed") == checkpoint_steps(stateful.whole)
+    twhin.kill_and_run(tmp_path / "killed", sorted(chance.randint(0, twhin.num_steps - 10) for _ in range(3)))
+    require_survived(tmp_path / "killed", twhin.whole, to_the_bit=True)
+    assert checkpoint_steps(tmp_path / "killed") == checkpoint_steps(twhin.whole)
 
 
 @pytest.mark.slow
 def test_kill_minus_nine_with_random_rounding_and_batches_by_query(tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", ROUNDED, data_type="bf16")
-    steps = [random.Random(5).randint(20, NUM_STEPS - 20)]
-    assert job.kill_and_finish(tmp_path / "killed", steps)["step"] == NUM_STEPS
+    graph = write_graph(tmp_path / "graph", planted_splits())
+    job = run_whole(tmp_path, make_config(graph, tmp_path / "unused", ROUNDED, data_type="bf16"))
+    job.kill_and_run(tmp_path / "killed", [random.Random(5).randint(20, job.num_steps - 20)])
     assert_same_run(tmp_path / "killed", job.whole)
-    assert log_lines(job.whole)[-1]["epoch"] == pytest.approx(NUM_STEPS / 6)
+    assert log_lines(job.whole)[-1]["epoch"] == pytest.approx(job.num_steps / 6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_polite_signal_saves_and_says_so(stateful: Job, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = stateful.start(tmp_path / "run")
-    stop_at(process, tmp_path / "run", 40, number)
-    out, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == code, err
-    report = json.loads(out)
+def test_a_polite_signal_saves_and_says_so(twhin: Job, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    commands = twhin.start(tmp_path / "run")
+    stop_at(commands[0], tmp_path / "run", 40, number)
+    (said,) = finish(commands, [code])
+    report = json.loads(commands[0].out.read_text())
     assert (report["reason"], report["signal"]) == ("interrupted", number.name)
-    assert 40 <= report["step"] < NUM_STEPS
+    assert 40 <= report["step"] < twhin.num_steps
     assert checkpoint_steps(tmp_path / "run")[-1] == report["step"] == last_step(tmp_path / "run")
-    assert f"{number.name}: finishing this step, then saving" in err
-    assert stateful.finish(tmp_path / "run")["reason"] == "finished"
-    assert_same_run(tmp_path / "run", stateful.whole)
+    assert f"{number.name}: finishing this step, then saving" in said
+    twhin.run(tmp_path / "run")
+    require_survived(tmp_path / "run", twhin.whole, to_the_bit=True)
 
 
 def train(config: Path, save_dir: Path, *arguments: str) -> dict[str, Any]:
@@ -115,22 +84,22 @@ def train(config: Path, save_dir: Path, *arguments: str) -> dict[str, Any]:
     return report
 
 
-def test_a_finished_run_returns_at_once_and_changes_nothing(stateful: Job) -> None:
+def test_a_finished_run_returns_at_once_and_changes_nothing(twhin: Job) -> None:
     def content() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in stateful.whole.rglob("*") if path.is_file()}
+        return {path: path.read_bytes() for path in twhin.whole.rglob("*") if path.is_file()}
 
     before = content()
-    report = train(stateful.config, stateful.whole)
-    assert (report["step"], report["reason"], report["loss"]) == (NUM_STEPS, "finished", None)
+    report = train(twhin.config, twhin.whole)
+    assert (report["step"], report["reason"], report["loss"]) == (twhin.num_steps, "finished", None)
     assert content() == before
 
 
-def test_the_debug_loop_takes_the_same_steps(stateful: Job, tmp_path: Path) -> None:
-    train(stateful.config, tmp_path / "debug", "--debug-loop")
-    ours, theirs = final_tensors(tmp_path / "debug"), final_tensors(stateful.whole)
+def test_the_debug_loop_takes_the_same_steps(twhin: Job, tmp_path: Path) -> None:
+    train(twhin.config, tmp_path / "debug", "--debug-loop")
+    ours, theirs = final_tensors(tmp_path / "debug"), final_tensors(twhin.whole)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     lines = [line for line in log_lines(tmp_path / "debug") if "loss" in line]
-    assert [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+    assert [line["step"] for line in lines] == list(range(1, twhin.num_steps + 1))
     assert all(line["grad_norm/_parameters_by_key.translation/forward"] > 0 for line in lines)
 
 

@@ -17,6 +17,10 @@ Place = Literal["step", "file", "sums", "rename", "renamed", "pruning", "loss"]
 Action = Literal["kill", "hold", "full", "nan"]
 
 
+class Killed(BaseException):
+    """Stands for kill -9 inside of a process: nothing after it runs but the interpreter's own unwinding."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens where, once ``step`` steps are done.

@@ -17,6 +17,12 @@ from rookery.data.ingest_config import IngestConfig
 
 Edge = tuple[Any, ...]
 
+EDGES = [("a", "likes", "b"), ("c", "likes", "b"), ("a", "hates", "c"), ("b", "likes", "a"), ("d", "hates", "b")]
+USERS_AND_POSTS = [
+    {"name": "follow", "lhs": "user", "rhs": "user"},
+    {"name": "like", "lhs": "user", "rhs": "post"},
+]
+
 
 def write_lines(file: Path, rows: Iterable[Sequence[Any]], delimiter: str = "\t") -> Path:
     file.write_text("".join(delimiter.join(map(str, row)) + "\n" for row in rows), encoding="utf-8")

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ CheckpointName = Literal["auto", "latest", "best"] | int
 # A run in training changes while it is read; the next try sees it as it is then.
 _TRIES = 4
 _PAUSE_S = 1.0
+_MANIFESTS = ("bundle.json", "manifest.json")
+"""Of a timeline's bundle; of an export."""
 
 
 def local_copy(source: Location, checkpoint: CheckpointName = "auto") -> Path:
@@ -43,11 +45,16 @@ def local_copy(source: Location, checkpoint: CheckpointName = "auto") -> Path:
     if source.parent.name == CHECKPOINTS and source.name.removeprefix(PREFIX).isdecimal():
         step = int(source.name.removeprefix(PREFIX))
         return step_folder(local_copy(source.parent.parent, step), step)
-    folder = _cache() / source.protocol / source.key
+    folder = local_folder(source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         fetch(source, folder, checkpoint)
     return folder
+
+
+def local_folder(source: Location) -> Path:
+    """Where ``local_copy`` has what is at ``source``."""
+    return source if isinstance(source, Path) else _cache() / source.protocol / source.key
 
 
 def fetch(source: RemotePath, folder: Path, checkpoint: CheckpointName) -> None:
@@ -77,20 +84,20 @@ def _fetch(source: RemotePath, folder: Path, checkpoint: CheckpointName) -> None
         require_bucket(source)
         raise RunNotFound(f"{source}: nothing there; name the training.publish of a run, or a folder that was uploaded")
     is_run = any(name.startswith(f"{CHECKPOINTS}/") for name in present)
-    sums = _sums(source, PUBLISHED if is_run else "manifest.json", present)
-    for name in present:
+    manifest = PUBLISHED if is_run else next((name for name in _MANIFESTS if name in present), None)
+    sums = {} if manifest is None or manifest not in present else _sums(source / manifest)
+    # The manifest last: a server that watches the copy takes up what it tells of.
+    for name in sorted(present, key=lambda name: name == manifest):
         if not name.startswith((f"{CHECKPOINTS}/", "tensorboard/", PUBLISHED)):
             _get(source / name, folder / name, sums.get(name))
     if is_run:
         _fetch_checkpoint(source, folder, present, checkpoint)
 
 
-def _sums(source: RemotePath, name: str, present: Iterable[str]) -> Mapping[str, FileSum]:
-    """Of a run, or of an export or a bundle, whose manifest has them among others."""
-    if name not in present:
-        return {}
-    told: dict[str, Any] = json.loads((source / name).read_text())
-    return told if name == PUBLISHED else told.get("files", {})
+def _sums(manifest: RemotePath) -> Mapping[str, FileSum]:
+    """Of a run, or of a bundle or an export, whose manifest has them among others."""
+    told: dict[str, Any] = json.loads(manifest.read_text())
+    return told if manifest.name == PUBLISHED else told.get("files", {})
 
 
 def _fetch_checkpoint(source: RemotePath, folder: Path, present: Mapping[str, int], checkpoint: CheckpointName) -> None:

@@ -55,8 +55,9 @@ def _evaluate(
         result = evaluate_run(folder, split, parse_checkpoint(checkpoint), overrides or (), report)
         emit(result, as_json, lambda: _tables(result))
         return
-    folder = followed_run(run, checkpoint)
-    followed = follow_run(folder, split, overrides or (), report, timeout_s=timeout_s, note=_note)
+    followed = follow_run(
+        followed_run(run, checkpoint), split, overrides or (), report, timeout_s=timeout_s, note=_note
+    )
     emit(followed, as_json, lambda: Text(describe_followed(followed)))
 
 

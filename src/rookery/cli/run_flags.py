@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import typer
 
 from rookery.errors import UserError
-from rookery.storage.location import Location, is_url, parse_location
+from rookery.storage.location import Location, parse_location
 
 RunArgument: TypeAlias = Annotated[
     str, typer.Argument(help="A training run: its save_dir, or the URL where it is published.", show_default=False)
@@ -35,13 +35,11 @@ def local_run(run: str, checkpoint: str = "auto") -> Path:
     return local_copy(parse_location(run, "RUN"), parse_checkpoint(checkpoint))
 
 
-def followed_run(run: str, checkpoint: str) -> Path:
-    """The folder of a run for ``--follow``. Raises ``UserError`` for a URL, and where one checkpoint is named."""
+def followed_run(run: str, checkpoint: str) -> Location:
+    """The run of ``--follow``. Raises ``UserError`` where one checkpoint is named."""
     if checkpoint != "auto":
         raise UserError(f"--checkpoint {checkpoint}: --follow measures every checkpoint; leave one of the two out")
-    if is_url(run):
-        raise UserError(f"{run}: --follow watches a folder; name the run's save_dir, or leave out --follow")
-    return Path(run)
+    return parse_location(run, "RUN")
 
 
 def parse_graph(graph: str | None) -> Location | None:

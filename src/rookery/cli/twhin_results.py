@@ -88,8 +88,9 @@ def _evaluate(
         measured = evaluate_run(folder, split, parse_checkpoint(checkpoint), parse_graph(graph), overrides or ())
         emit(measured.report(), as_json, lambda: _evaluation_tables(measured.evaluation))
         return
-    folder = followed_run(run, checkpoint)
-    followed = follow_run(folder, split, parse_graph(graph), overrides or (), timeout_s=timeout_s, note=_note)
+    followed = follow_run(
+        followed_run(run, checkpoint), split, parse_graph(graph), overrides or (), timeout_s=timeout_s, note=_note
+    )
     emit(followed, as_json, lambda: Text(describe_followed(followed)))
 
 

@@ -6,7 +6,6 @@ it through ``Graph.open``.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from rookery.types import Side
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
-_CRC_BLOCK_BYTES = 1 << 20
 
 IdType = Literal["string", "int64"]
 
@@ -157,15 +155,11 @@ class Graph:
         if info is None:
             known = ", ".join(self.entity_types)
             raise DataError(f"{self.path}: no entity type '{entity_type}'; this graph has {known}")
-        return Vocabulary(entity_type, _read_vocabulary(self.path / info.vocab, info.num_entities))
+        return Vocabulary(entity_type, _read_vocabulary(self.vocabulary_file(entity_type), info.num_entities))
 
-    def entity_sums(self) -> dict[str, str]:
-        """CRC-32 of each vocabulary file: equal sums mean that row numbers still stand for the same ids."""
-        return {name: _crc32([self.path / info.vocab]) for name, info in self.entity_types.items()}
-
-    def split_sum(self, split: str) -> str:
-        """CRC-32 of the edge files of a split, in order."""
-        return _crc32(self.split_files(split))
+    def vocabulary_file(self, entity_type: str) -> Location:
+        """The Parquet file of a vocabulary, of an entity type that the graph has."""
+        return self.path / self.entity_types[entity_type].vocab
 
     def _split(self, split: str) -> SplitInfo:
         info = self.splits.get(split)
@@ -178,7 +172,7 @@ class Graph:
         return info
 
     def _require_files(self) -> None:
-        named = [self.path / info.vocab for info in self.entity_types.values()]
+        named = [self.vocabulary_file(name) for name in self.entity_types]
         named += [file for split in self.splits for file in self.split_files(split)]
         missing = _absent(self.path, named)
         if missing:
@@ -194,16 +188,6 @@ def _absent(folder: Location, files: Sequence[Location]) -> list[Location]:
         return [file for file in files if isinstance(file, Path) and not file.is_file()]
     present = {str(folder / name) for name in files_under(folder)}
     return [file for file in files if str(file) not in present]
-
-
-def _crc32(files: Sequence[Location]) -> str:
-    """About 1 GB/s."""
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(_CRC_BLOCK_BYTES):
-                total = zlib.crc32(block, total)
-    return f"{total:08x}"
 
 
 def _read_manifest(path: Location) -> Manifest:

@@ -13,6 +13,7 @@ from rookery.ranker.evaluation import evaluate
 from rookery.ranker.inputs import INPUTS, Inputs
 from rookery.ranker.report import render_report
 from rookery.ranker.run import load_run, run_config
+from rookery.storage.location import Location
 from rookery.train.evaluations import (
     IN_RUN,
     evaluation_folder,
@@ -59,7 +60,7 @@ def evaluate_run(
 
 
 def follow_run(
-    run: Path,
+    run: Location,
     split: str,
     overrides: Sequence[str] = (),
     report: Path | None = None,
@@ -78,8 +79,8 @@ def follow_run(
     return follow(
         run,
         split,
-        lambda: run_config(run).training,
-        lambda step: note(evaluate_run(run, split, step, overrides, report)),
+        lambda folder: run_config(folder).training,
+        lambda folder, step: note(evaluate_run(folder, split, step, overrides, report)),
         timeout_s=timeout_s,
     )
 

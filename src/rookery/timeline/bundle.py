@@ -112,7 +112,7 @@ class Bundle:
             Catalog.open(path / _CATALOG),
             RankerExport.open(path / _RANKER),
             open_source(path / _TWHIN),
-            StoredIndex.open(path / _INDEX) if (path / _INDEX).exists() else None,
+            StoredIndex.open(path / _INDEX) if any(name.startswith(f"{_INDEX}/") for name in manifest.files) else None,
         )
 
     def map(self) -> pa.Table:

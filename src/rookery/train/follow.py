@@ -1,4 +1,8 @@
-"""Evaluation beside training: another process waits for checkpoints and measures each one once."""
+"""Evaluation beside training: another process waits for checkpoints and measures each one once.
+
+A run is its folder, or the URL where it is published: then each checkpoint is fetched as it comes, into the copy of the
+run on this machine, where the evaluations stay.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from rookery.checkpoint.checkpointer import checkpoint_state
+from rookery.checkpoint.fetch import local_copy, local_folder, published_steps
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.errors import CheckpointError, RunNotFound
+from rookery.storage.location import Location
+from rookery.storage.remote import require_bucket
 from rookery.train.best import BestTracker
 from rookery.train.config import TrainingConfig
 from rookery.train.evaluations import evaluated_steps
 
+_LOOK_EVERY_S, _LIST_EVERY_S = 1.0, 10.0
+"""Into a folder; at a URL, where each listing is paid for."""
 
-def new_checkpoints(run: Path, *, timeout_s: float, poll_s: float = 1.0) -> Iterator[int]:
+
+def new_checkpoints(run: Location, *, timeout_s: float, poll_s: float | None = None) -> Iterator[int]:
     """Steps of checkpoints as they come, each once, ascending as far as several lie there.
 
-    The run need not exist yet. Ends when ``timeout_s`` pass without a new one; the time that the caller takes for one
-    does not count.
+    The run need not exist yet, but a bucket must. Ends when ``timeout_s`` pass without a new one; the time that the
+    caller takes for one does not count.
     """
+    if poll_s is None:
+        poll_s = _LOOK_EVERY_S if isinstance(run, Path) else _LIST_EVERY_S
+    if not isinstance(run, Path):
+        require_bucket(run)
     seen: set[int] = set()
     waiting_since = time.monotonic()
     while True:
-        step = next((step for step in checkpoint_steps(run) if step not in seen), None)
+        step = next((step for step in _steps(run) if step not in seen), None)
         if step is not None:
             seen.add(step)
             yield step
@@ -37,27 +51,31 @@ def new_checkpoints(run: Path, *, timeout_s: float, poll_s: float = 1.0) -> Iter
         time.sleep(min(poll_s, left_s))
 
 
-def measured_while_there(run: Path, step: int, measure: Callable[[int], None]) -> bool:
-    """Measure a checkpoint; False when training deleted it meanwhile (``training.checkpoint_max_to_keep``)."""
+def measured_while_there(run: Location, step: int, measure: Callable[[Path, int], None]) -> bool:
+    """Measure a checkpoint of a run's folder; False when training deleted it meanwhile
+    (``training.checkpoint_max_to_keep``).
+    """
     try:
-        measure(step)
+        measure(local_copy(run, step), step)
     except (RunNotFound, CheckpointError):
-        if step in checkpoint_steps(run):
+        if step in _steps(run):
             raise
         return False
     return True
 
 
-def is_last(run: Path, step: int, config: TrainingConfig) -> bool:
+def is_last(run: Location, step: int, training: Callable[[Path], TrainingConfig]) -> bool:
     """Whether training takes no step behind this checkpoint: all are taken, or it was stopped early.
 
-    ``config`` is the run's own. A checkpoint that is gone was not the last.
+    ``training`` reads the configuration in a run's folder. A checkpoint that is gone was not the last.
     """
-    if step not in checkpoint_steps(run):
-        return False
     state: dict[str, Any] = {}
-    if not measured_while_there(run, step, lambda step: state.update(checkpoint_state(run, step))):
+    is_there = step in _steps(run) and measured_while_there(
+        run, step, lambda folder, step: state.update(checkpoint_state(folder, step))
+    )
+    if not is_there:
         return False
+    config = training(local_folder(run))
     ends = state.get("ends", {})  # an earlier version did not tell
     as_planned = all(ends.get(name) == getattr(config, name) for name in ("num_train_steps", "num_epochs"))
     if as_planned and step >= ends.get("num_steps", math.inf):
@@ -70,27 +88,31 @@ def is_last(run: Path, step: int, config: TrainingConfig) -> bool:
 
 
 def follow(
-    run: Path,
+    run: Location,
     split: str,
-    training: Callable[[], TrainingConfig],
-    measure: Callable[[int], None],
+    training: Callable[[Path], TrainingConfig],
+    measure: Callable[[Path, int], None],
     *,
     timeout_s: float,
 ) -> dict[str, Any]:
     """Measure every checkpoint of a run in training that has no evaluation yet; stop behind its last one.
 
-    ``training`` reads the run's configuration, once there is a checkpoint; ``measure`` leaves the evaluation in the
-    run. Stops too when ``timeout_s`` pass without a new checkpoint; raises ``RunNotFound`` when not one came. Returns
-    the steps that were measured, and why it ended.
+    ``training`` reads the configuration in a run's folder; ``measure`` leaves the evaluation there. Stops too when
+    ``timeout_s`` pass without a new checkpoint; raises ``RunNotFound`` when not one came. Returns the steps that were
+    measured, and why it ended.
     """
     evaluated: list[int] = []
     came = False
     for step in new_checkpoints(run, timeout_s=timeout_s):
         came = True
-        if step not in evaluated_steps(run, split) and measured_while_there(run, step, measure):
+        if step not in evaluated_steps(local_folder(run), split) and measured_while_there(run, step, measure):
             evaluated.append(step)
-        if is_last(run, step, training()):
+        if is_last(run, step, training):
             return {"run": str(run), "split": split, "evaluated": evaluated, "reason": "finished"}
     if not came:
         raise RunNotFound(f"{run}: no checkpoint came within {timeout_s:g} s; start its training, or wait longer")
     return {"run": str(run), "split": split, "evaluated": evaluated, "reason": "timeout"}
+
+
+def _steps(run: Location) -> list[int]:
+    return checkpoint_steps(run) if isinstance(run, Path) else published_steps(run)

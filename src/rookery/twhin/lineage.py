@@ -1,18 +1,25 @@
 """What a run was trained on and as what: noted in the run directory, compared whenever the run is resumed or read.
 
 RUN/graph.json   CRC-32 of the vocabularies and of the training edges
+
+Of several processes all call what is here for the graph: each reads a part of the files.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from rookery.checkpoint.files import write_atomically
 from rookery.config.loader import load_config
+from rookery.data.file_sums import joined, sum_of_part
 from rookery.data.graph import Graph
 from rookery.errors import DataError
+from rookery.parallel.world import gather_objects, is_chief, rank, world_size
+from rookery.storage.location import Location
 from rookery.train.lineage import require_same_meaning
 from rookery.twhin.config import TwhinConfig
 
@@ -25,13 +32,24 @@ _FREE = ("training.", "runtime.device", "runtime.num_threads", "evaluation.", "v
 
 def note_graph(run: Path, graph: Graph) -> None:
     """Note the graph of a new run."""
-    note = {"entity_types": graph.entity_sums(), "train": graph.split_sum("train")}
-    write_atomically(run / GRAPH_NOTE, json.dumps(note, indent=1) + "\n")
+    note = {"entity_types": entity_sums(graph), "train": edge_sum(graph)}
+    if is_chief():
+        write_atomically(run / GRAPH_NOTE, json.dumps(note, indent=1) + "\n")
+
+
+def entity_sums(graph: Graph) -> dict[str, str]:
+    """CRC-32 of each vocabulary file: equal sums mean that row numbers still stand for the same ids."""
+    return {name: _sum([graph.vocabulary_file(name)]) for name in graph.entity_types}
+
+
+def edge_sum(graph: Graph) -> str:
+    """CRC-32 of the files of the training edges, one after another."""
+    return _sum(graph.split_files("train"))
 
 
 def require_same_entities(run: Path, graph: Graph) -> None:
     """Raise ``DataError`` when the graph's rows no longer stand for the ids that the run was trained with."""
-    then, now = _noted(run).get("entity_types", {}), graph.entity_sums()
+    then, now = _noted(run).get("entity_types", {}), entity_sums(graph)
     for name, crc in then.items():
         if now.get(name) != crc:
             raise DataError(
@@ -44,7 +62,7 @@ def require_same_entities(run: Path, graph: Graph) -> None:
 def require_same_edges(run: Path, graph: Graph) -> None:
     """Raise ``DataError`` when the training edges are no longer those that the run began with."""
     require_same_entities(run, graph)
-    if "train" in _noted(run) and _noted(run)["train"] != graph.split_sum("train"):
+    if "train" in _noted(run) and _noted(run)["train"] != edge_sum(graph):
         raise DataError(
             f"{graph.path}: its training edges are not those that {run} began with, so its place in them is lost; "
             "restore them, or start another run from this one's weights with training.initial_checkpoint_dir"
@@ -61,6 +79,11 @@ def require_same_model(run: Path, config: TwhinConfig) -> None:
         return
     then = load_config(TwhinConfig, path).model_dump(mode="json")
     require_same_meaning(run, then, config.model_dump(mode="json"), meaning=_MEANING, free=_FREE)
+
+
+def _sum(files: Sequence[Location]) -> str:
+    parts = gather_objects(sum_of_part(files, rank(), world_size()))
+    return f"{reduce(joined, parts).crc:08x}"
 
 
 def _noted(run: Path) -> dict[str, Any]:

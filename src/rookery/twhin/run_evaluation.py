@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rookery.config.loader import load_config
 from rookery.errors import UserError
 from rookery.storage.location import Location
+from rookery.train.config import TrainingConfig
 from rookery.train.evaluations import IN_RUN, evaluation_path, require_writable, write_evaluation
 from rookery.train.follow import follow
 from rookery.train.runtime import prepare_runtime
@@ -63,7 +64,7 @@ def evaluate_run(
 
 
 def follow_run(
-    run: Path,
+    run: Location,
     split: str,
     graph: Location | None = None,
     overrides: Sequence[str] = (),
@@ -76,15 +77,17 @@ def follow_run(
     The evaluations stay in ``RUN/evaluations/<split>/``. ``note`` is told of each. As ``rookery.train.follow.follow``.
     """
 
-    def measure(step: int) -> None:
-        require_writable(evaluation_path(run, split, step), IN_RUN)
-        measured = evaluate_run(run, split, step, graph, overrides)
-        write_evaluation(run, split, step, _plain(measured.report()))
+    def measure(folder: Path, step: int) -> None:
+        require_writable(evaluation_path(folder, split, step), IN_RUN)
+        measured = evaluate_run(folder, split, step, graph, overrides)
+        write_evaluation(folder, split, step, _plain(measured.report()))
         note(measured)
 
-    return follow(
-        run, split, lambda: load_config(TwhinConfig, run / "config.yaml").training, measure, timeout_s=timeout_s
-    )
+    return follow(run, split, _training, measure, timeout_s=timeout_s)
+
+
+def _training(run: Path) -> TrainingConfig:
+    return load_config(TwhinConfig, run / "config.yaml").training
 
 
 def _plain(value: Any) -> Any:

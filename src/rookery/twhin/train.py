@@ -12,7 +12,7 @@ from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
 from rookery.errors import DataError, RunNotFound
-from rookery.parallel.world import is_chief, join_world, losses_told
+from rookery.parallel.world import join_world, losses_told
 from rookery.storage.location import Location
 from rookery.tables.backends import describe_plan
 from rookery.train.loop import TrainingResult, train
@@ -52,7 +52,7 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
         job = build_job(config, graph, model, device, run.resume_from)
         pull_to_earlier(config, graph, model)
         if run.resume_from is None:
-            if graph is not None and is_chief():
+            if graph is not None:
                 note_graph(save_dir, graph)
             start_from_elsewhere(config, graph, model)
         with closing(job):

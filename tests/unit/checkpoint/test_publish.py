@@ -14,7 +14,7 @@ from stores import BUCKET
 from rookery.checkpoint import publish
 from rookery.checkpoint.checkpointer import Checkpointer, latest_checkpoint, load_checkpoint
 from rookery.checkpoint.fetch import fetch, local_copy, published_steps
-from rookery.checkpoint.files import DamagedCheckpoint
+from rookery.checkpoint.files import DamagedCheckpoint, file_sum
 from rookery.checkpoint.layout import best_step, checkpoint_steps, expired
 from rookery.checkpoint.publish import PUBLISHED, Publisher
 from rookery.errors import CheckpointError, RunNotFound
@@ -216,3 +216,33 @@ def test_a_run_on_another_machine_goes_on_from_what_is_published(run, url, tmp_p
     assert newest is not None
     assert newest.step == 10
     assert newest.state["note"] == 10
+
+
+def test_of_a_bundle_what_has_changed_is_fetched_and_its_manifest_last(url, tmp_path, monkeypatch):
+    fetched: list[str] = []
+    monkeypatch.setattr(
+        "rookery.checkpoint.fetch.get", lambda place, file: (fetched.append(place.name), remote.get(place, file))
+    )
+
+    def upload(**contents: str) -> Path:
+        folder = tmp_path / "bundle"
+        folder.mkdir(exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_text(content)
+        sums = {name: file_sum(folder / name) for name in ("catalog", "timeline")}
+        (folder / "bundle.json").write_text(json.dumps({"files": sums}))
+        for file in folder.iterdir():
+            remote.put(file, url / file.name)
+        fetched.clear()
+        return local_copy(url)
+
+    folder = upload(catalog="a", timeline="b")
+    assert fetched == ["catalog", "timeline", "bundle.json"]
+    upload(timeline="c")
+    assert fetched == ["timeline", "bundle.json"]
+    assert (folder / "timeline").read_text() == "c"
+    remote.put(tmp_path / "bundle" / "catalog", url / "timeline")  # another than the manifest tells of
+    (folder / "timeline").unlink()
+    with pytest.raises(DamagedCheckpoint, match="timeline"):
+        local_copy(url)
+    assert not (folder / "timeline").exists()

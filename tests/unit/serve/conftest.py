@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from served_fake import FakeTimeline, open_fake, write_bundle
+from serving import Served, served, write_config
 from small_timeline import SmallParts, write_parts
 from typing_extensions import Self
 
@@ -93,6 +94,38 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> SmallParts:
 def bundle(parts: SmallParts) -> Path:
     """A real one."""
     return parts.build(parts.folder / "bundle")
+
+
+@pytest.fixture(scope="module", params=["served_fake", "served_bundle"])
+def module(request: pytest.FixtureRequest) -> str:
+    """A fake timeline, which answers at once, and a real one."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def start_server(
+    module: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Served]]:
+    """Starts a server process of either timeline; keywords are limits. In the end its log has no traceback."""
+    folder = tmp_path_factory.mktemp("server")
+    with ExitStack() as stack:
+
+        def started(batch_s: float = 0.0, **limits: Any) -> Served:
+            served_bundle = bundle
+            if module == "served_fake":
+                served_bundle = folder / "bundle"
+                write_bundle(served_bundle, "v1", batch_s)
+            server = stack.enter_context(
+                served(served_bundle, folder / "log", write_config(folder, **limits), module=module)
+            )
+            stack.callback(lambda: require_no_traceback(server.log))
+            return server
+
+        yield started
+
+
+def require_no_traceback(log: str) -> None:
+    assert "Traceback" not in log, log
 
 
 @pytest.fixture(autouse=True)

@@ -24,13 +24,15 @@ import pyarrow.parquet as pq
 import pytest
 from serving import served, wait_until, write_config
 from small_timeline import write_small_ranker, write_vectors_of
+from stores import BUCKET, s3_server, upload
 
 from rookery.data.engagements import ENGAGEMENTS
 from rookery.errors import DataError
 from rookery.serve import bundle_timeline
 from rookery.serve.bundle_timeline import BundleTimeline, open_bundle
 from rookery.serve.messages import ConfigResponse, MapResponse, NeighborsResponse, RankResponse, TimelineResponse
-from rookery.timeline.bundle import attach_metrics, build_bundle
+from rookery.storage.location import RemotePath
+from rookery.timeline.bundle import Bundle, attach_metrics, build_bundle
 from rookery.timeline.config import WEIGHT_PRESETS, TimelineConfig
 from rookery.timeline.timeline import Timeline
 from rookery.world.config import WorldConfig
@@ -282,6 +284,22 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle):
         assert process.wait(timeout=20) == 0
         assert process.stderr is not None
         assert "leaked" not in process.stderr.read()
+
+
+def test_the_command_serves_what_was_uploaded(bundle, timeline, tmp_path, monkeypatch):
+    """A copy of it, fetched at the start; of a URL with nothing there it says so."""
+    monkeypatch.setenv("ROOKERY_CACHE", str(tmp_path))
+    url = RemotePath("s3", BUCKET) / "bundles" / "one"
+    with s3_server():
+        upload(bundle, url)
+        with commanded(str(url)) as (_, address):
+            found = httpx.post(f"{address}/v1/timeline", json={"user_id": "user_3", "k": 5}).json()
+        absent = subprocess.run(command(f"{url}-none"), capture_output=True, text=True, timeout=60)
+    require_same(found["posts"], plain(timeline.timeline("user_3", 5)))
+    assert found["version"] == timeline.version
+    assert Bundle.open(tmp_path / "s3" / url.key).manifest == Bundle.open(bundle).manifest
+    assert absent.returncode == 2
+    assert f"{url}-none: nothing there" in absent.stderr and "Traceback" not in absent.stderr
 
 
 @pytest.fixture(scope="module")

@@ -9,29 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from served_fake import write_bundle
-from serving import NO_TLS, error_code, request_bytes, served, wait_until, write_config
+from serving import NO_TLS, error_code, request_bytes, wait_until
 
 OVERLOAD = {503, 504}
 RANK = {"user_id": "user_1", "post_ids": ["post_1"]}
 
 
-@pytest.fixture(scope="module", params=["served_fake", "served_bundle"])
-def module(request):
-    """A fake timeline, which answers at once, and a real one."""
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def server(module, bundle, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hostile")
-    if module == "served_fake":
-        bundle = folder / "bundle"
-        write_bundle(bundle, "v1", batch_s=0.002)
-    config = write_config(folder, body_bytes=65_536, client_s=2.0)
-    with served(bundle, folder / "log", config, module=module) as server:
-        yield server
-        assert "Traceback" not in server.log
+def server(start_server):
+    return start_server(batch_s=0.002, body_bytes=65_536, client_s=2.0)
 
 
 def text(value: object) -> bytes:

@@ -7,8 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
-from served_fake import TASKS, write_bundle
-from serving import served
+from served_fake import TASKS
 
 from rookery.data.engagements import ENGAGEMENTS
 from rookery.serve.messages import (
@@ -22,23 +21,11 @@ from rookery.serve.messages import (
 SECRET = "a-token-of-the-tests"
 
 
-@pytest.fixture(scope="module", params=["served_fake", "served_bundle"])
-def module(request):
-    """A fake timeline, which answers at once, and a real one."""
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def address(module, bundle, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("openapi")
-    if module == "served_fake":
-        bundle = folder / "bundle"
-        write_bundle(bundle, "v1")
+def address(start_server):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROOKERY_TOKEN", SECRET)
-        with served(bundle, folder / "log", module=module) as server:
-            yield server.address
-            assert "Traceback" not in server.log
+        return start_server().address
 
 
 OPERATIONS = (

@@ -57,6 +57,12 @@ def test_a_damaged_bundle_is_not_opened(copy, file):
         Bundle.open(copy)
 
 
+def test_what_an_earlier_one_left_beside_it_is_not_opened(copy):
+    """A copy of an object store keeps what is no longer there: an index, of other posts."""
+    shutil.copytree(copy / "ranker", copy / "index")
+    assert Bundle.open(copy).index is None
+
+
 def test_what_is_no_bundle(copy, tmp_path):
     with pytest.raises(DataError, match="name the folder that 'rookery timeline build OUT' wrote"):
         Bundle.open(tmp_path)

@@ -3,58 +3,29 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from faults import Killed
+from small_graph import log_lines
+from survived_runs import assert_equal
 from torch import Tensor
 
 from rookery.checkpoint.checkpointer import load_checkpoint
 from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.data.stream import ParquetStream
-from rookery.errors import ConfigError, DataError, TrainingError, UserError
+from rookery.errors import ConfigError, TrainingError
 
 NUM_ROWS = 90  # of the toy
 
 MakeToy = Callable[..., Any]
-
-
-def lines(save_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs but the interpreter's own unwinding."""
-
-
-def train_through_kills(make_toy: MakeToy, save_dir: Path, cuts: list[int], **config: Any) -> Any:
-    """Start again after a kill in the forward pass number ``cuts[i]`` of the i-th start, until it ends by itself."""
-    for cut in cuts:
-        toy = make_toy()
-        toy.model.fail_at = {cut: Killed()}
-        try:
-            toy.train(save_dir, **config)
-        except Killed:
-            continue
-        return toy
-    toy = make_toy()
-    toy.train(save_dir, **config)
-    return toy
 
 
 class TestLearning:
@@ -90,7 +61,7 @@ class TestLearning:
         large.train(tmp_path / "large", num_train_steps=12, train_log_every_n=1)
         for name, tensor in large.job.state["model"].tensors().items():
             torch.testing.assert_close(small.job.state["model"].tensors()[name], tensor, atol=1e-5, rtol=1e-5)
-        losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("small", "large")]
+        losses = [[line["loss"] for line in log_lines(tmp_path / name)] for name in ("small", "large")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
         assert small.model.steps_told[:4] == [(0, 0, 3), (0, 1, 3), (0, 2, 3), (1, 0, 3)]
 
@@ -126,7 +97,7 @@ class TestLength:
         assert result.step == result.num_steps == num_steps
         assert toy.model.num_forwards == 2 * 5
         assert toy.model.steps_told[-1][2] == 10 - (num_steps - 1) * accumulation
-        assert lines(tmp_path)[-1]["epoch"] == 2.0
+        assert log_lines(tmp_path)[-1]["epoch"] == 2.0
 
     def test_the_earlier_of_steps_and_epochs_ends_it(self, make_toy: MakeToy, tmp_path: Path) -> None:
         assert make_toy().train(tmp_path / "a", num_epochs=2, num_train_steps=7).step == 7
@@ -154,113 +125,12 @@ class TestLength:
             make_toy(stream=stream).train(tmp_path, num_train_steps=8)
 
 
-class TestResume:
-    @pytest.mark.parametrize("seed", range(5))
-    @pytest.mark.parametrize("accumulation", [1, 3])
-    def test_killed_at_random_steps_it_ends_with_the_same_bits(
-        self, make_toy: MakeToy, tmp_path: Path, seed: int, accumulation: int
-    ) -> None:
-        chance = random.Random(seed)
-        config = {
-            "num_epochs": 7,
-            "gradient_accumulation": accumulation,
-            "checkpoint_every_n": chance.randint(1, 6),
-            "checkpoint_max_to_keep": 2,
-            "train_log_every_n": chance.randint(1, 7),
-        }
-        whole = make_toy()
-        whole.train(tmp_path / "whole", **config)
-        expected = whole.parameters()
-        cuts = [chance.randint(1, 30) for _ in range(chance.randint(1, 6))]
-        killed = train_through_kills(make_toy, tmp_path / "killed", cuts, **config)
-        assert_equal(killed.parameters(), expected)
-        steady = ("step", "loss", "mean_error", "rows", "epoch", "lr/dense")
-        logs = [[[line[key] for key in steady] for line in lines(tmp_path / name)] for name in ("whole", "killed")]
-        assert logs[0] == logs[1]
-
-    def test_killed_while_writing_a_checkpoint(
-        self, make_toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from rookery.checkpoint import draft
-
-        whole = make_toy()
-        whole.train(tmp_path / "whole", num_train_steps=20, checkpoint_every_n=4)
-        expected = whole.parameters()
-        force_to_disk, calls = draft.force_to_disk, [0]
-        for cut in range(1, 22, 3):
-
-            def dies(path: Path, cut: int = cut) -> None:
-                calls[0] += 1
-                if calls[0] == cut:
-                    raise Killed
-                force_to_disk(path)
-
-            calls[0] = 0
-            save_dir = tmp_path / f"cut-{cut}"
-            monkeypatch.setattr(draft, "force_to_disk", dies)
-            with pytest.raises(Killed):
-                make_toy().train(save_dir, num_train_steps=20, checkpoint_every_n=4)
-            monkeypatch.setattr(draft, "force_to_disk", force_to_disk)
-            resumed = make_toy()
-            resumed.train(save_dir, num_train_steps=20, checkpoint_every_n=4)
-            assert_equal(resumed.parameters(), expected)
-
-    def test_a_position_of_the_consumed_batch_not_of_the_prefetched_one(
-        self, make_toy: MakeToy, tmp_path: Path
-    ) -> None:
-        make_toy().train(tmp_path, num_train_steps=7, checkpoint_every_n=3)
-        for step in (3, 6, 7):
-            stream = load_checkpoint(tmp_path, step).state["stream"]
-            assert 5 * stream["epoch"] + stream["num_batches"] == step
-
-    def test_lines_after_the_restored_step_are_cut(self, make_toy: MakeToy, tmp_path: Path) -> None:
-        toy = make_toy()
-        toy.model.fail_at = {10: Killed()}
-        with pytest.raises(Killed):
-            toy.train(tmp_path, num_train_steps=12, checkpoint_every_n=5, train_log_every_n=1)
-        assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
-        with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 9, "loss": 0.')
-        make_toy().train(tmp_path, num_train_steps=12, checkpoint_every_n=5, train_log_every_n=1)
-        assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
-
-    def test_another_shape_is_refused_with_both_shapes(self, make_toy: MakeToy, tmp_path: Path) -> None:
-        make_toy().train(tmp_path, num_train_steps=2)
-        toy = make_toy()
-        toy.model.weight = torch.nn.Parameter(torch.zeros(4))
-        with pytest.raises(ConfigError, match=r"dense\.weight is float32\[3\] there, float32\[4\] in this config"):
-            toy.train(tmp_path, num_train_steps=5)
-
-    def test_another_batch_size_is_refused(self, make_toy: MakeToy, tmp_path: Path) -> None:
-        make_toy().train(tmp_path, num_train_steps=2)
-        with pytest.raises(DataError, match="restore batch_size=20"):
-            make_toy(batch_size=10).train(tmp_path, num_train_steps=5)
-
-    def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(
-        self, make_toy: MakeToy, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        whole = make_toy()
-        whole.train(tmp_path / "whole", num_train_steps=20)
-        expected = whole.parameters()
-        make_toy().train(tmp_path / "run", num_train_steps=15, checkpoint_every_n=5, checkpoint_max_to_keep=2)
-        damaged = tmp_path / "run" / "checkpoints" / "step-000000015" / "model.safetensors"
-        content = bytearray(damaged.read_bytes())
-        content[-1] ^= 1
-        damaged.write_bytes(content)
-        resumed = make_toy()
-        resumed.train(tmp_path / "run", num_train_steps=20, checkpoint_every_n=8, checkpoint_max_to_keep=2)
-        assert_equal(resumed.parameters(), expected)
-        assert "DAMAGED CHECKPOINT" in caplog.text
-        assert str(damaged) in caplog.text
-        assert checkpoint_steps(tmp_path / "run") == [16, 20]
-
-
 class TestLog:
     def test_means_over_the_interval(self, make_toy: MakeToy, tmp_path: Path) -> None:
         for every_n in (1, 4):
             make_toy().train(tmp_path / str(every_n), num_train_steps=10, train_log_every_n=every_n)
-        single = {line["step"]: line for line in lines(tmp_path / "1")}
-        for line, steps in zip(lines(tmp_path / "4"), ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10]), strict=True):
+        single = {line["step"]: line for line in log_lines(tmp_path / "1")}
+        for line, steps in zip(log_lines(tmp_path / "4"), ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10]), strict=True):
             assert line["step"] == steps[-1]
             for name in ("loss", "mean_error", "rows"):
                 assert line[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps), rel=1e-12)
@@ -268,7 +138,7 @@ class TestLog:
     def test_rates_and_times(self, make_toy: MakeToy, tmp_path: Path) -> None:
         toy = make_toy(validate=lambda: {"mrr": 0.5})
         toy.train(tmp_path, num_train_steps=10, train_log_every_n=5, validate_every_n=5, checkpoint_every_n=5)
-        first, _, second, _ = lines(tmp_path)
+        first, _, second, _ = log_lines(tmp_path)
         assert first["lr/dense"] == toy.schedule(4)
         assert second["lr/dense"] == toy.schedule(9)
         assert second["epoch"] == 2.0
@@ -289,7 +159,7 @@ class TestLog:
         assert environment["num_cpus"] == os.cpu_count()
         events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
         scalars = [(event.step, event.value) for event in events.Scalars("loss")]
-        assert scalars == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines(tmp_path)]
+        assert scalars == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in log_lines(tmp_path)]
 
     def test_stderr_outside_a_terminal_has_a_line_a_log(
         self, make_toy: MakeToy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -324,7 +194,7 @@ class TestDebugLoop:
         threads: set[str] = set()
         toy.model.register_forward_pre_hook(lambda *_: threads.update(each.name for each in threading.enumerate()))
         toy.train(tmp_path, num_train_steps=3, train_log_every_n=100, debug=True)
-        logged = lines(tmp_path)
+        logged = log_lines(tmp_path)
         assert [line["step"] for line in logged] == [1, 2, 3]
         assert [line["grad_norm/weight"] for line in logged] == norms
         shown = capfd.readouterr().err
@@ -421,7 +291,7 @@ class TestValidation:
         assert best_step(tmp_path) == 6
         best = load_checkpoint(tmp_path, "best")
         assert torch.equal(best.tensors("model")["dense.weight"], weights[6])
-        validated = [(line["step"], line["validation/mrr"]) for line in lines(tmp_path) if "validation/mrr" in line]
+        validated = [(line["step"], line["validation/mrr"]) for line in log_lines(tmp_path) if "validation/mrr" in line]
         assert validated == [(3, 0.1), (6, 0.4), (9, 0.3), (11, 0.2)]
 
     def test_the_model_is_measured_in_evaluation_mode_without_gradients(
@@ -493,84 +363,3 @@ class TestValidation:
         toy = make_toy(validate=lambda: {"mrr": 0.1, "hits_at_10": 0.2})
         with pytest.raises(ConfigError, match=r"training\.keep_best\.metric='mr': .* did you mean 'mrr'\?"):
             toy.train(tmp_path, num_train_steps=2, validate_every_n=1, keep_best={"metric": "mr"})
-
-
-def test_two_runs_in_one_directory_are_refused(make_toy: MakeToy, tmp_path: Path) -> None:
-    from rookery.train.config import TrainingConfig
-    from rookery.train.run import open_run
-
-    config = TrainingConfig(save_dir=tmp_path, num_train_steps=1)
-    with open_run(config, ""), pytest.raises(UserError, match="another process is training there"):
-        make_toy().train(tmp_path, num_train_steps=1)
-    make_toy().train(tmp_path, num_train_steps=1)
-
-
-def test_a_start_that_is_refused_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
-    from rookery.train.config import TrainingConfig
-    from rookery.train.run import open_run
-
-    def refuse(save_dir: Path) -> None:
-        with open_run(TrainingConfig(save_dir=save_dir, num_train_steps=1), ""):
-            (save_dir / "inputs").mkdir()
-            (save_dir / "inputs" / "manifest.json").write_text("{}")
-            raise UserError("no")
-
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "config.yaml").write_text("kept: true\n")
-    for name in ("new/run", "there", "there/run"):
-        with pytest.raises(UserError):
-            refuse(tmp_path / name)
-    assert list(tmp_path.rglob("*")) == [tmp_path / "there", tmp_path / "there" / "config.yaml"]
-
-
-def test_a_run_that_fails_later_keeps_what_it_wrote(make_toy: MakeToy, tmp_path: Path) -> None:
-    def fail() -> Mapping[str, float]:
-        raise UserError("no")
-
-    save_dir = tmp_path / "run"
-    with pytest.raises(UserError):
-        make_toy(validate=fail).train(save_dir, num_train_steps=4, checkpoint_every_n=1, validate_every_n=2)
-    assert {"config.yaml", "environment.json", "metrics.jsonl"} <= {path.name for path in save_dir.iterdir()}
-
-
-def test_a_finished_run_keeps_its_own_configuration(make_toy: MakeToy, tmp_path: Path) -> None:
-    from rookery.train.config import RuntimeConfig, TrainingConfig
-    from rookery.train.loop import train
-    from rookery.train.run import open_run
-
-    make_toy().train(tmp_path, num_train_steps=2)
-    config = TrainingConfig(save_dir=tmp_path, num_train_steps=2)
-    with open_run(config, "toy: false\n") as run:
-        train(make_toy().job, run, config, RuntimeConfig(device="cpu"))
-    assert (tmp_path / "config.yaml").read_text() == "toy: true\n"
-
-
-_SCRIPT = """
-import runpy, sys, time
-from pathlib import Path
-conftest, rows, save_dir = sys.argv[1:]
-toy = runpy.run_path(conftest)["Toy"]([Path(rows)])
-toy.model.register_forward_pre_hook(lambda *_: time.sleep(0.01))
-toy.train(Path(save_dir), num_train_steps=40, checkpoint_every_n=3, checkpoint_max_to_keep=2)
-"""
-
-
-@pytest.mark.slow
-def test_kill_minus_nine_and_start_again(make_toy: MakeToy, rows_file: Path, tmp_path: Path) -> None:
-    whole = make_toy()
-    whole.train(tmp_path / "whole", num_train_steps=40)
-    save_dir = tmp_path / "killed"
-    command = [sys.executable, "-c", _SCRIPT, str(Path(__file__).parent / "conftest.py"), str(rows_file), str(save_dir)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while len(checkpoint_steps(save_dir)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert checkpoint_steps(save_dir)[-1] < 40
-    subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
-    last = load_checkpoint(save_dir)
-    assert last.step == 40
-    for group in ("model", "optimizer"):
-        assert_equal(dict(last.tensors(group)), whole.job.state[group].tensors())

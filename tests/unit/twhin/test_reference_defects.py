@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from small_graph import NUM_COMMUNITIES, Triple, log_lines, make_config, planted_splits, write_graph
-from torch import Tensor
+from survived_runs import assert_equal, final_tensors
 from torch.nn.functional import softplus
 
 from rookery.checkpoint.checkpointer import load_checkpoint
@@ -46,18 +46,6 @@ def batches_of(config: TwhinConfig, graph: Graph, count: int) -> tuple[TwhinMode
     model = build_model(config, CPU)
     job = build_job(config, graph, model, CPU)
     return model, [job.transform(next(job.stream), job.stream.position()) for _ in range(count)]
-
-
-def final_tensors(save_dir: Path) -> dict[str, Tensor]:
-    stored = load_checkpoint(save_dir)
-    return {
-        f"{group}/{name}": tensor for group in ("model", "optimizer") for name, tensor in stored.tensors(group).items()
-    }
-
-
-def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 def mean_scores(model: TwhinModel, triples: list[Triple], relation: int) -> tuple[float, float]:

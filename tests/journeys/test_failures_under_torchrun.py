@@ -1,0 +1,72 @@
+"""Training through failures that torchrun sees, and answers with processes started anew.
+
+Each ends with the run that nothing touched: the same parameters to 1e-5, and a ledger that proves that no row was lost
+or read twice.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ranks import free_port
+from survived_runs import last_step, require_survived
+from torchrun_agents import Agents
+from training_jobs import GRACE_S, Job
+
+from rookery.checkpoint.checkpointer import load_checkpoint
+from rookery.checkpoint.layout import checkpoint_steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["twhin", pytest.param("ranker", marks=pytest.mark.long)])
+def test_a_machine_that_is_gone_leaves_a_smaller_world(
+    jobs: Callable[[str], Job], run: Path, tmp_path: Path, model: str, agents: Agents
+) -> None:
+    """Two agents of torchrun with a process each; one agent and its process die. The other one goes on alone from the
+    newest checkpoint, with the same global batch.
+    """
+    job = jobs(model)
+    endpoint = f"127.0.0.1:{free_port()}"
+    conf = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
+    launch = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=failing"]
+    launch += [f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1"]
+    arguments = job.arguments(run, 2, parallel__timeout_s=20)
+    # Where the agents meet is with the one that stays.
+    staying = agents.start([*launch, f"--rdzv-conf={conf},is_host=1"], arguments, tmp_path / "agent-0")
+    leaving = agents.start([*launch, f"--rdzv-conf={conf},is_host=0"], arguments, tmp_path / "agent-1")
+    # One that is late finds the other under way alone: torchrun then starts both anew.
+    agents.wait_until(lambda: checkpoint_steps(run) and load_checkpoint(run).state["world_size"] == 2)
+    leaving.kill_machine()
+    died_at = last_step(run)
+    said = staying.finish()
+    assert died_at < job.num_steps
+    assert "resumed with 1 processes, 2 before" in said
+    assert load_checkpoint(run).state["world_size"] == 1
+    require_survived(run, job.whole, to_the_bit=False)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_process_that_died(twhin: Job, run: Path, tmp_path: Path, agents: Agents) -> None:
+    launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    agent = agents.start(launch, twhin.arguments(run, 2), tmp_path / "agent")
+    agents.wait_until(lambda: checkpoint_steps(run))
+    os.kill(agent.children()[-1], signal.SIGKILL)
+    agent.finish()
+    require_survived(run, twhin.whole, to_the_bit=False)
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun(twhin: Job, run: Path, tmp_path: Path, agents: Agents) -> None:
+    """Its processes save and exit 0; torchrun itself says 1."""
+    agent = agents.start(["--standalone", "--nproc-per-node=2"], twhin.arguments(run, 2), tmp_path / "agent")
+    agents.wait_until(lambda: checkpoint_steps(run))
+    agent.process.send_signal(signal.SIGTERM)
+    said = agent.finish(1, GRACE_S)
+    assert '"reason": "interrupted"' in said
+    assert checkpoint_steps(run)[-1] == last_step(run) < twhin.num_steps
+    twhin.run(run, 2)
+    require_survived(run, twhin.whole, to_the_bit=False)
