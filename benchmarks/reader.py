@@ -9,7 +9,8 @@ reader` in a process of its own take turns of an epoch that does not count and s
 the other was still making ahead is done, so that neither works on the other's time; both have as much made ahead at the
 end of what counts as at its beginning. ``share`` is the median over the turns of the ratio of the two, ``local`` and
 ``remote`` are median rows a second, ``..._cpu_ns`` nanoseconds of processor time a row, of all threads. On two cores
-the reader competes with the trainer for them; on a machine of its own it would not.
+the reader competes with the trainer for them. With ``--apart`` each process has one core of its own, local reading too,
+as if the reader were another machine.
 """
 
 from __future__ import annotations
@@ -62,7 +63,14 @@ def main() -> None:
     # The stream runs beside the model, which has torch's threads.
     torch.set_num_threads(1)
     keep_freed_memory()
-    result: dict[str, Any] = {"benchmark": "reader", "torch": torch.__version__, "rounds": options.rounds}
+    if options.apart:
+        os.sched_setaffinity(0, {0})
+    result: dict[str, Any] = {
+        "benchmark": "reader",
+        "apart": options.apart,
+        "torch": torch.__version__,
+        "rounds": options.rounds,
+    }
     for name, measure in (("edges", edges), ("impressions", ranker)):
         with tempfile.TemporaryDirectory() as folder:
             result[name] = measure(Path(folder), options)
@@ -76,6 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1024, help="impressions of a batch")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each")
     parser.add_argument("--epochs", type=int, default=3, help="that count, of a turn")
+    parser.add_argument("--apart", action="store_true", help="a core for each process")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
@@ -86,7 +95,7 @@ def edges(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     pq.write_table(pa.table(table), folder / "edges.parquet", row_group_size=65_536)
     config = parse_config(TwhinConfig, twhin_settings(folder, options), "benchmark")
     files, order = train_files(config, None), StreamOrder(20_000, 1)
-    with reader(folder, config) as (readers, pid):
+    with reader(folder, config, apart=options.apart) as (readers, pid):
         rows = open_edges(config, files, order)
         remote = FlightStream(rows, served_edges(config, rows), readers)
         with epochs(open_edges(config, files, order), as_it_is) as local, epochs(remote, as_it_is) as distant:
@@ -118,7 +127,7 @@ def ranker(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     order = StreamOrder(options.batch_size, 1)
     stream = open_partition(config, config.train_data, preprocessor, shuffle=True, order=order)
     transform = make_transform(stream, preprocessor, training=True, device=CPU)
-    with reader(folder, config) as (readers, pid):
+    with reader(folder, config, apart=options.apart) as (readers, pid):
         remote, rebuild = open_remote(config, readers, preprocessor, order, CPU)
         with epochs(stream, transform) as local, epochs(remote, rebuild) as distant:
             result = compare(local, distant, pid, options)
@@ -179,8 +188,14 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def move(pid: int, core: int) -> None:
+    """All threads of a process to one core; those that they start stay there."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
 @contextmanager
-def reader(folder: Path, config: StrictModel) -> Iterator[tuple[ReadersConfig, int]]:
+def reader(folder: Path, config: StrictModel, *, apart: bool) -> Iterator[tuple[ReadersConfig, int]]:
     """How to reach a reader of the configuration, and the number of its process."""
     path = folder / "config.yaml"
     path.write_text(dump_config(config))
@@ -192,6 +207,8 @@ def reader(folder: Path, config: StrictModel) -> Iterator[tuple[ReadersConfig, i
             said = process.stderr.readline()
             found = re.search(r"at grpc://(\S+)", said)
             assert found is not None, said
+            if apart:
+                move(process.pid, core=1)
             yield ReadersConfig(addresses=(found[1],)), process.pid
         finally:
             process.kill()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from zlib_ng import zlib_ng
 
 from rookery.checkpoint.shards import box
 from rookery.errors import CheckpointError
@@ -196,7 +196,7 @@ def file_sum(file: Path) -> dict[str, int | str]:
     crc = 0
     with file.open("rb") as stream:
         while block := stream.read(_READ_BYTES):
-            crc = zlib.crc32(block, crc)
+            crc = zlib_ng.crc32(block, crc)
     return {"bytes": file.stat().st_size, "crc32": f"{crc:08x}"}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from zlib_ng import zlib_ng
 
 from rookery.storage.location import Location
 
@@ -51,7 +52,7 @@ def _crc32(file: Location, first: int, end: int, crc: int) -> int:
     with file.open("rb") as stream:
         stream.seek(first)
         for start in range(first, end, _BLOCK_BYTES):
-            crc = zlib.crc32(stream.read(min(_BLOCK_BYTES, end - start)), crc)
+            crc = zlib_ng.crc32(stream.read(min(_BLOCK_BYTES, end - start)), crc)
     return crc
 
 

@@ -6,7 +6,6 @@ a header: its number, the rows of each lane, the digest of their numbers, and a 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from typing_extensions import Self
+from zlib_ng import zlib_ng
 
 from rookery.data.stream import Columns
 from rookery.errors import DataError
@@ -157,10 +157,10 @@ def decode(batch: pa.RecordBatch, types: TensorTypes) -> Columns:
 
 
 def checksum(batch: pa.RecordBatch) -> int:
-    """CRC-32 of the numbers as they are sent, column after column; 7 GB/s."""
+    """CRC-32 of the numbers as they are sent, column after column; tens of GB/s, zlib's own takes 7."""
     total = 0
     for array in batch.columns:
-        total = zlib.crc32(np.ascontiguousarray(_numbers(array)).view(np.uint8), total)  # type: ignore[arg-type]
+        total = zlib_ng.crc32(np.ascontiguousarray(_numbers(array)).view(np.uint8), total)
     return total
 
 

@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from rookery.errors import ConfigError
@@ -13,7 +14,7 @@ from rookery.parallel.world import is_chief, local_rank, local_world_size, rank
 from rookery.train.config import RuntimeConfig
 
 # Parameters of glibc's mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _NEVER_BYTES = 1 << 30
 
 
@@ -56,7 +57,10 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of returning them to the system after each step (elsewhere: nothing).
 
     Steps allocate and free the same tens of MB; taking them from the system anew costs a page fault every 4 KiB, a
-    tenth of a TwHIN step (``benchmarks/twhin_step.py``). The process keeps its peak memory for as long as it lives.
+    tenth of a TwHIN step (``benchmarks/twhin_step.py``). The arenas of threads other than the first would give back
+    their blocks whatever they are told, and Arrow's own pool does: a stream that decodes beside the model would pay for
+    zeroed pages as much as for decoding (``benchmarks/reader.py``). So all threads share one arena, Arrow too. The
+    process keeps its peak memory for as long as it lives.
     """
     if sys.platform != "linux":
         return
@@ -64,6 +68,8 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _NEVER_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _NEVER_BYTES)
+        mallopt(_M_ARENA_MAX, 1)
+        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from zlib_ng import zlib_ng
 
 from rookery.twhin.comparators import COMPARATORS
 from rookery.twhin.config import ComparatorName
@@ -64,7 +64,7 @@ def fingerprint(rows: Tensor) -> str:
     """crc32 of the rows as float32: tells whether an index was built from these vectors."""
     crc = 0
     for start in range(0, len(rows), _TILE_ROWS):
-        crc = zlib.crc32(rows[start : start + _TILE_ROWS].float().cpu().numpy().tobytes(), crc)
+        crc = zlib_ng.crc32(rows[start : start + _TILE_ROWS].float().cpu().numpy().tobytes(), crc)
     return f"{crc:08x}"
 
 
