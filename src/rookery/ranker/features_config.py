@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from rookery.config.base import OneOf, StrictModel
+from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs, RecordsConfig
 from rookery.optim.config import OptimizerConfig
 from rookery.storage.location import absolute
 
@@ -246,10 +247,20 @@ class RowFilterConfig(StrictModel):
 
 
 class PartitionConfig(StrictModel):
-    """Rows of some Parquet files."""
+    """Rows of some files: Parquet, or ``records``."""
 
-    inputs: tuple[str, ...] = Field(min_length=1)
+    one_of: ClassVar[tuple[OneOf, ...]] = (
+        OneOf(("inputs", "explicit_date_inputs", "explicit_datetime_inputs"), required=True),
+    )
+
+    inputs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Files, directories or globs, by path or URL."""
+    explicit_date_inputs: ExplicitDateInputs | None = None
+    explicit_datetime_inputs: ExplicitDatetimeInputs | None = None
+    num_files_to_keep: PositiveInt | None = None
+    """Of all files found, sorted, the first so many."""
+    records: RecordsConfig | None = None
+    """What the files hold where they are no Parquet."""
     rows: RowFilterConfig | None = None
     limit: PositiveInt | None = None
     offset: int = Field(default=0, ge=0)
@@ -257,7 +268,15 @@ class PartitionConfig(StrictModel):
 
     def with_whole_paths(self) -> Self:
         """The same with absolute paths."""
-        return self.model_copy(update={"inputs": tuple(map(absolute, self.inputs))})
+        dates, hours, records = self.explicit_date_inputs, self.explicit_datetime_inputs, self.records
+        return self.model_copy(
+            update={
+                "inputs": None if self.inputs is None else tuple(map(absolute, self.inputs)),
+                "explicit_date_inputs": None if dates is None else dates.with_whole_paths(),
+                "explicit_datetime_inputs": None if hours is None else hours.with_whole_paths(),
+                "records": None if records is None else records.with_whole_paths(),
+            }
+        )
 
 
 class TrainPartition(PartitionConfig):
