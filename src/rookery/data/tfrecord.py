@@ -26,7 +26,7 @@ HEADER = struct.Struct("<QI")
 FOOTER_BYTES = 4
 _FRAME_BYTES = HEADER.size + FOOTER_BYTES
 _GZIP = b"\x1f\x8b\x08"
-_GZIP_WBITS = 31
+GZIP_WBITS = 31
 # Input a call: what is left of it when enough came out is copied. Output a call: 1 KB of gzip may hold 1 MB.
 _INPUT_BYTES = 131_072
 _OUTPUT_BYTES = 4_194_304
@@ -107,7 +107,7 @@ class Inflater:
         self._file = file
         self._place = 0
         self._input = b""
-        self._member: Any = zlib_ng.decompressobj(wbits=_GZIP_WBITS)
+        self._member: Any = zlib_ng.decompressobj(wbits=GZIP_WBITS)
 
     def read(self, most: int) -> bytes:
         while True:
@@ -119,7 +119,7 @@ class Inflater:
                     raise CorruptBytes("the gzip data end before their end mark")
                 return b""
             if self._member.eof:
-                self._member = zlib_ng.decompressobj(wbits=_GZIP_WBITS)
+                self._member = zlib_ng.decompressobj(wbits=GZIP_WBITS)
             found = self._inflate(min(most, _OUTPUT_BYTES))
             if found:
                 return found

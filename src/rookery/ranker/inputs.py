@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rookery.checkpoint.files import DamagedCheckpoint, StoredTensors, file_sum, force_to_disk, require_sum
+from rookery.checkpoint.files import DamagedCheckpoint, StoredTensors, file_sum, require_sum
 from rookery.data.staging import staged
 from rookery.errors import ConfigError, DataError, RunNotFound
 from rookery.ranker.columns import ColumnPlan
@@ -31,6 +31,7 @@ from rookery.ranker.files import partition_rows, require_rows
 from rookery.ranker.joins import JoinedVectors, check_join, read_join
 from rookery.ranker.masks import Mask, preprocess_problems, read_masks
 from rookery.ranker.schema import IdType, absent_columns, check_schema, type_problems
+from rookery.storage.disk import force_to_disk
 
 INPUTS = "inputs"
 """Folder of a run with its vocabularies and joined vectors."""

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from rookery.checkpoint.files import force_to_disk
 from rookery.data.row_groups import read_footer
 from rookery.errors import DataError, RookeryError
 from rookery.ranker.features_config import PartitionConfig
@@ -21,6 +20,7 @@ from rookery.ranker.run import LoadedRun
 from rookery.ranker.schema import check_schema
 from rookery.ranker.score_keys import KeyRows, key_schema
 from rookery.ranker.wrong_value import WrongValue
+from rookery.storage.disk import force_to_disk
 from rookery.storage.location import Location
 
 SCORE = "score"
