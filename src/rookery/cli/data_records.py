@@ -160,7 +160,7 @@ def _render_conversion(result: dict[str, Any]) -> Group:
 
 
 def _render_reference(result: dict[str, Any]) -> Group:
-    table = Table("file", "records in all")
-    for name in result["files"]:
-        table.add_row(name, f"{result['num_examples']:,}")
-    return Group(table, f"their schema: {result['path'] / result['schema']}")
+    first, *others = result["files"]
+    more = f" and {len(others)} more" if others else ""
+    records = f"{result['num_examples']:,} records: {result['path'] / first}{more}"
+    return Group(records, f"their schema: {result['path'] / result['schema']}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs
 from rookery.data.parquet import find_files
+from rookery.data.warn_once import warn_once
 from rookery.errors import DataError
 from rookery.storage.location import Location
-
-logger = logging.getLogger(__name__)
 
 _MOST_NAMED = 20
 
@@ -48,5 +46,5 @@ def _files(
     problem = f"{section}: {root}: no files ({', '.join(endings)}) for {len(missing)} of {len(folders)}: {named}{more}"
     if len(missing) > tolerance or not files:
         raise DataError(f"{problem}; bring them, correct the dates, or raise {field} (now {tolerance})")
-    logger.warning("%s; %s lets %s be missing", problem, field, tolerance)
+    warn_once(f"{problem}; {field} lets {tolerance} be missing")
     return files

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,10 @@ from rookery.data.files_config import RecordsConfig
 from rookery.data.record_index import BlockReader, FileState, RecordIndex, record_index
 from rookery.data.segdense import RecordColumns, arrow_schema, read_columns
 from rookery.data.tf_example import BadRecord, parse_examples
+from rookery.data.warn_once import warn_once
 from rookery.errors import DataError
 from rookery.storage.cache import cache_folder
 from rookery.storage.location import Location
-
-logger = logging.getLogger(__name__)
 
 ENDINGS = (".gz", ".tfrecord", ".tfrecords")
 """Names of the files of records in a folder."""
@@ -103,12 +100,7 @@ class RecordFile:
         message = f"{self}: record {found.record}, byte {found.offset}: {found.problem}"
         if not self.skips_damage:
             raise DataError(message)
-        _warn_once(f"{message}. What stands behind it is left out (on_corrupt is skip)")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
+        warn_once(f"{message}. What stands behind it is left out (on_corrupt is skip)")
 
 
 def record_files(places: Sequence[Location], config: RecordsConfig, *, skip_damage: bool = False) -> list[RecordFile]:

@@ -1,4 +1,4 @@
-"""Random records in the form of the reference's data of 2022: what its own generator draws, but as many as asked for."""
+"""Random records in the form of the reference's data of 2022, drawn as its own generator draws them."""
 
 from __future__ import annotations
 
