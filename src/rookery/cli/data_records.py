@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Group
@@ -50,6 +50,7 @@ def _convert(
     end_datetime: Annotated[str | None, typer.Option(help="The last hour, as in 2022/05/04/23.")] = None,
     hours: Annotated[int, typer.Option(min=1, help="So many hours, with --end-datetime.")] = 1,
     num_missing_hours_tol: Annotated[int, typer.Option(min=0, help="So many hours may have no files.")] = 0,
+    compression: Annotated[Literal["zstd", "none"], typer.Option(help="none is larger, and read faster.")] = "zstd",
     threads: Annotated[int | None, typer.Option(min=1, help="Files that are converted at a time.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is such a folder.")] = False,
     as_json: JsonFlag = False,
@@ -83,7 +84,15 @@ def _convert(
     start = time.perf_counter()
     with progress_console.status("converting") as status:
         progress = _Progress(lambda done: status.update(f"converting: {done:,} records"))
-        found = convert_records(places, records, out, num_threads=threads, overwrite=overwrite, notify=progress.add)
+        found = convert_records(
+            places,
+            records,
+            out,
+            compression=compression,
+            num_threads=threads,
+            overwrite=overwrite,
+            notify=progress.add,
+        )
     elapsed_s = time.perf_counter() - start
     result = {"path": out, "elapsed_s": round(elapsed_s, 3), **found.model_dump(include={"num_records", "files"})}
     emit(result, as_json, lambda: _render_conversion(result))

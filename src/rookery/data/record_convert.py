@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,8 @@ from rookery.data.tfrecord import Inflater, RecordReader, Records, is_gzip, open
 from rookery.errors import DataError
 from rookery.storage.disk import force_to_disk
 from rookery.storage.location import Location
+
+Compression = Literal["zstd", "none"]
 
 MANIFEST = "manifest.json"
 PART_BYTES = 1_073_741_824
@@ -68,6 +70,7 @@ class _Part(BaseModel):
     size: int
     mtime_ns: int
     columns: str
+    compression: Compression
     first: int
     offset: int
     num_records: int
@@ -80,6 +83,7 @@ def convert_records(
     config: RecordsConfig,
     out: Path,
     *,
+    compression: Compression = "zstd",
     num_threads: int | None = None,
     overwrite: bool = False,
     notify: Callable[[int], None] = lambda num_records: None,
@@ -96,7 +100,7 @@ def convert_records(
     columns = read_columns(config)
     require_free(out, overwrite, MANIFEST)
     with _working_folder(out) as folder:
-        jobs = [_FileJob(place, number, columns, folder, notify) for number, place in enumerate(places)]
+        jobs = [_FileJob(place, number, columns, folder, compression, notify) for number, place in enumerate(places)]
         files = _run_all(jobs, min(num_threads or os.cpu_count() or 1, len(jobs)))
         conversion = Conversion(num_records=sum(file.num_records for file in files), files=tuple(files))
         _finish(folder, conversion, out)
@@ -168,6 +172,7 @@ class _FileJob:
     number: int
     columns: RecordColumns
     folder: Path
+    compression: Compression
     notify: Callable[[int], None]
 
     def run(self, stop: threading.Event) -> ConvertedFile:
@@ -198,7 +203,8 @@ class _FileJob:
         first = offset = 0
         for number in range(1_000_000):
             part = _read_part(self._path(number))
-            if part is None or part != self._part(state, part, first, offset):
+            made_of = {"columns": repr(self.columns), "compression": self.compression, "first": first, "offset": offset}
+            if part is None or part != part.model_copy(update=self._source(state) | made_of):
                 return
             self.notify(part.num_records)
             yield part
@@ -206,9 +212,8 @@ class _FileJob:
                 return
             first, offset = first + part.num_records, offset + part.num_bytes
 
-    def _part(self, state: FileState, like: _Part, first: int, offset: int) -> _Part:
-        fields = {"source": str(self.place), "size": state.size, "mtime_ns": state.mtime_ns}
-        return like.model_copy(update={**fields, "columns": repr(self.columns), "first": first, "offset": offset})
+    def _source(self, state: FileState) -> dict[str, Any]:
+        return {"source": str(self.place), "size": state.size, "mtime_ns": state.mtime_ns}
 
     def _convert(self, reader: RecordReader, state: FileState, number: int, stop: threading.Event) -> Iterator[_Part]:
         blocks = _Ahead(self._blocks(reader, stop))
@@ -228,7 +233,7 @@ class _FileJob:
         schema = arrow_schema(self.columns)
         first, offset, num_records, num_bytes = None, 0, 0, 0
         with pq.ParquetWriter(
-            file, schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+            file, schema, compression=self.compression, use_dictionary=False, write_page_checksum=True
         ) as writer:
             while num_bytes < PART_BYTES and (records := blocks.take()) is not None:
                 if first is None:
@@ -238,10 +243,9 @@ class _FileJob:
                 num_bytes += records.num_bytes
                 self.notify(len(records))
             part = _Part(
-                source=str(self.place),
-                size=state.size,
-                mtime_ns=state.mtime_ns,
+                **self._source(state),
                 columns=repr(self.columns),
+                compression=self.compression,
                 first=first or 0,
                 offset=offset,
                 num_records=num_records,

@@ -79,7 +79,7 @@ class RecordFile:
         except BadRecord as error:
             place = f"record {records.first + error.place}, byte {records.offset_of(error.place)}"
             raise DataError(f"{self}: {place}: {error}") from error
-        return pa.table(arrays, schema=self.schema.empty_table().select(list(names)).schema)
+        return pa.table(arrays, schema=arrow_schema([by_name[name] for name in names]))
 
     def record(self, block: int, row: int) -> int:
         """The number in the file of a row of a block."""

@@ -56,11 +56,12 @@ class RecordColumn:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """A number or bytes for one value a record, else a list."""
+        """A number or bytes for one value a record, else a list, whose values are never null: faster in Parquet."""
         value = _VALUE_TYPES[self.kind]
         if self.length == 1:
             return value
-        return pa.list_(value) if self.length == RAGGED else pa.list_(value, self.length)
+        element = pa.field("element", value, nullable=False)
+        return pa.list_(element) if self.length == RAGGED else pa.list_(element, self.length)
 
 
 RecordColumns = tuple[RecordColumn, ...]
@@ -68,7 +69,7 @@ RecordColumns = tuple[RecordColumn, ...]
 
 def arrow_schema(columns: Sequence[RecordColumn]) -> pa.Schema:
     """The columns of a file of records."""
-    return pa.schema([(column.name, column.arrow_type) for column in columns])
+    return pa.schema([pa.field(column.name, column.arrow_type, nullable=False) for column in columns])
 
 
 def read_columns(config: RecordsConfig) -> RecordColumns:

@@ -285,7 +285,7 @@ def _numbers(lists: _Lists, rows: np.ndarray, num_records: int, column: RecordCo
     if column.length == RAGGED:
         counts = np.zeros(num_records, np.int64)
         counts[rows] = lists.counts
-        return _ragged(counts, pa.array(lists.values))
+        return _ragged(counts, pa.array(lists.values), column)
     _require_length(lists.counts, rows, column)
     values = lists.values
     if len(rows) < num_records:
@@ -293,7 +293,7 @@ def _numbers(lists: _Lists, rows: np.ndarray, num_records: int, column: RecordCo
         every[rows] = values.reshape(-1, column.length)
         values = every.reshape(-1)
     flat = pa.array(values)
-    return flat if column.length == 1 else pa.FixedSizeListArray.from_arrays(flat, column.length)
+    return flat if column.length == 1 else pa.FixedSizeListArray.from_arrays(flat, type=column.arrow_type)
 
 
 def _require_length(counts: np.ndarray, rows: np.ndarray, column: RecordColumn) -> None:
@@ -316,13 +316,13 @@ def _bytes(spans: _Spans, number: int, column: RecordColumn, rows: np.ndarray) -
             raise _garbled(row, column, error) from error
         counts[row] = len(found[row])
     if column.length == RAGGED:
-        return _ragged(counts, pa.array([value for row in rows.tolist() for value in found[row]], pa.binary()))
+        return _ragged(counts, pa.array([value for row in rows.tolist() for value in found[row]], pa.binary()), column)
     _require_length(counts[rows], rows, column)
     nothing = [b""] * column.length
     flat = pa.array([value for row in range(len(counts)) for value in found.get(row, nothing)], pa.binary())
-    return flat if column.length == 1 else pa.FixedSizeListArray.from_arrays(flat, column.length)
+    return flat if column.length == 1 else pa.FixedSizeListArray.from_arrays(flat, type=column.arrow_type)
 
 
-def _ragged(counts: np.ndarray, values: pa.Array) -> pa.Array:
+def _ragged(counts: np.ndarray, values: pa.Array, column: RecordColumn) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=column.arrow_type)
