@@ -34,6 +34,7 @@ _MEANING = ("order of tasks", "features.", "preprocess.", "labels.", "keys.", "m
 _FREE = (
     "training.",
     "train_data.on_corrupt",
+    "train_data.records.index_dir",
     "runtime.device",
     "runtime.num_threads",
     "evaluation.",
