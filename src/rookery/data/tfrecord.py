@@ -125,7 +125,7 @@ class Inflater:
                 return found
 
     def restart(self) -> Restart:
-        """This very place. About 50 KB."""
+        """This very place. 42 KB."""
         return Restart(self._place - len(self._input), self._member.copy())
 
     @classmethod
