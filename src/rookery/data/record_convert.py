@@ -177,23 +177,25 @@ class _FileJob:
 
     def run(self, stop: threading.Event) -> ConvertedFile:
         """Raises ``DataError`` for damage."""
-        state = FileState.of(self.place)
-        parts = list(self._whole_parts(state))
-        if not parts or not parts[-1].is_last:
-            try:
-                with open_bytes(self.place) as file:
-                    source = Inflater(file) if is_gzip(file) else file
-                    reader = RecordReader(source)
-                    for part in parts:
-                        reader.skip(part.num_records, part.num_bytes)
-                    parts += self._convert(reader, state, len(parts), stop)
-            except OSError as error:
-                raise DataError(
-                    f"{self.place}: cannot be read, or {self.folder} not be written ({error.strerror or error}); "
-                    "look at the disks, then start again"
-                ) from error
+        try:
+            parts = self._all_parts(FileState.of(self.place), stop)
+        except OSError as error:
+            raise DataError(
+                f"{self.place}: cannot be read, or {self.folder} not be written ({error.strerror or error}); look at "
+                "the disks, then start again"
+            ) from error
         names = tuple(self._path(part).name for part in range(len(parts)) if parts[part].num_records)
         return ConvertedFile(source=str(self.place), num_records=sum(part.num_records for part in parts), parts=names)
+
+    def _all_parts(self, state: FileState, stop: threading.Event) -> list[_Part]:
+        parts = list(self._whole_parts(state))
+        if parts and parts[-1].is_last:
+            return parts
+        with open_bytes(self.place) as file:
+            reader = RecordReader(Inflater(file) if is_gzip(file) else file)
+            for part in parts:
+                reader.skip(part.num_records, part.num_bytes)
+            return [*parts, *self._convert(reader, state, len(parts), stop)]
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{self.number:05d}-{part:05d}.parquet"

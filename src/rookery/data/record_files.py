@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from rookery.data.damage import is_damage
 from rookery.data.files_config import RecordsConfig
 from rookery.data.record_index import BlockReader, FileState, RecordIndex, record_index
 from rookery.data.segdense import RecordColumns, arrow_schema, read_columns
 from rookery.data.tf_example import BadRecord, parse_examples
+from rookery.data.tfrecord import Damage, Records
 from rookery.data.warn_once import warn_once
 from rookery.errors import DataError
 from rookery.storage.cache import cache_folder
@@ -66,11 +68,7 @@ class RecordFile:
         Raises ``DamagedBlock`` for records that are not what was written, and ``DataError`` for those that do not fit
         the schema.
         """
-        state, index = self._index()
-        try:
-            records, damage = BlockReader(state, index).read(block)
-        except OSError as error:
-            raise DamagedBlock(f"{self}: block {block} cannot be read ({error}); look at the disk") from error
+        records, damage = self._records(block)
         if damage is not None:
             raise DamagedBlock(f"{self}: {damage}")
         by_name = {column.name: column for column in self.columns}
@@ -91,8 +89,27 @@ class RecordFile:
         return f"{self.name} {index.size} {index.digest} {self.columns}"
 
     def _index(self) -> tuple[FileState, RecordIndex]:
-        state = FileState.of(self.place)
-        return state, record_index(state, self.index_dir)
+        """Raises ``DamagedBlock`` where the file is gone, ``DataError`` where this process cannot read it."""
+        try:
+            state = FileState.of(self.place)
+            return state, record_index(state, self.index_dir)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _records(self, block: int) -> tuple[Records, Damage | None]:
+        state, index = self._index()
+        if block >= len(index.blocks):
+            raise DataError(f"{self}: was written anew while it was read; start again")
+        try:
+            return BlockReader(state, index).read(block)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> DataError:
+        what = f"{self}: cannot be read ({error.strerror or error})"
+        if is_damage(error):
+            return DamagedBlock(f"{what}; correct the path, or write the file again")
+        return DataError(f"{what}; give this process more of what it lacks")
 
     def _tell_damage(self, index: RecordIndex) -> None:
         found = index.damage

@@ -54,15 +54,12 @@ class FileState:
 
     @classmethod
     def of(cls, place: Location) -> FileState:
-        """Raises ``DataError`` where there is no such file."""
-        try:
-            if isinstance(place, Path):
-                found = place.stat()
-                return cls(place, found.st_size, found.st_mtime_ns)
-            with open_bytes(place) as file:
-                return cls(place, file.seek(0, 2), 0)
-        except OSError as error:
-            raise DataError(f"{place}: cannot be read ({error.strerror or error}); correct the path") from error
+        """Raises ``OSError`` where there is no such file."""
+        if isinstance(place, Path):
+            found = place.stat()
+            return cls(place, found.st_size, found.st_mtime_ns)
+        with open_bytes(place) as file:
+            return cls(place, file.seek(0, 2), 0)
 
 
 class StoredDamage(BaseModel):
@@ -110,7 +107,7 @@ class RecordIndex(BaseModel):
 def record_index(state: FileState, folder: Path) -> RecordIndex:
     """The index of a file: that in ``folder``, or made in one pass over the file and written there.
 
-    Raises ``DataError`` where the file or the folder cannot be read or written.
+    Raises ``OSError`` where the file cannot be read, ``DataError`` where the folder cannot be written.
     """
     stored = folder / f"{_name(state.place)}.json"
     index = _stored(stored)
@@ -218,22 +215,19 @@ def _restarts() -> _Restarts:
 
 
 def _scan(state: FileState) -> RecordIndex:
-    """Raises ``DataError`` where the file cannot be read; what it holds may be damaged all the same."""
+    """Raises ``OSError`` where the file cannot be read; what it holds may be damaged all the same."""
     logger.info("counting the records of %s", state.place)
     digest = hashlib.sha256()
     blocks: list[tuple[int, int]] = []
-    try:
-        with open_bytes(state.place) as file:
-            zipped = is_gzip(file)
-            source = Inflater(file) if zipped else file
-            reader = RecordReader(source)
-            while reader.damage is None and len(records := reader.read(BLOCK_BYTES)):
-                blocks.append((len(records), records.num_bytes))
-                digest.update(of_one_length(records.data, records.starts + records.lengths, FOOTER_BYTES).tobytes())
-                if isinstance(source, Inflater) and reader.damage is None:
-                    _restarts().keep(state, len(blocks), source)
-    except OSError as error:
-        raise DataError(f"{state.place}: cannot be read ({error.strerror or error}); look at the disk") from error
+    with open_bytes(state.place) as file:
+        zipped = is_gzip(file)
+        source = Inflater(file) if zipped else file
+        reader = RecordReader(source)
+        while reader.damage is None and len(records := reader.read(BLOCK_BYTES)):
+            blocks.append((len(records), records.num_bytes))
+            digest.update(of_one_length(records.data, records.starts + records.lengths, FOOTER_BYTES).tobytes())
+            if isinstance(source, Inflater) and reader.damage is None:
+                _restarts().keep(state, len(blocks), source)
     damage = reader.damage
     return RecordIndex(
         size=state.size,

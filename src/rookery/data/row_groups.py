@@ -5,7 +5,6 @@ Files are Parquet, or files of records, whose blocks are row groups as well.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_request, column_type
 from rookery.data.convert import BadValue, convert
+from rookery.data.damage import is_damage
 from rookery.data.parquet import open_parquet, read_metadata
 from rookery.data.record_files import DamagedBlock, RecordFile
 from rookery.errors import DataError
@@ -31,8 +31,6 @@ BYTES_PER_READ = 67_108_864
 COLUMN_BYTES_PER_READ = 8_388_608
 # Arrow decodes columns in parallel, which does not help where one column is most of a row.
 READERS = 2
-# Arrow gives what it cannot decode as an OSError without a number.
-_ERRORS_OF_FILES = {None, errno.ENOENT, errno.EIO, errno.ESTALE}
 
 
 SourceFile: TypeAlias = "Location | RecordFile"
@@ -298,10 +296,15 @@ def _read_table(pieces: Sequence[RowGroupSlice], columns: list[str]) -> pa.Table
 
 
 def _read_records(file: RecordFile, pieces: Sequence[RowGroupSlice], columns: list[str]) -> pa.Table:
-    try:
-        return pa.concat_tables(piece.of(file.read(piece.row_group, columns)) for piece in pieces)
-    except DamagedBlock as error:
-        raise CorruptRowGroup(str(error)) from error
+    tables = []
+    for piece in pieces:
+        try:
+            tables.append(piece.of(file.read(piece.row_group, columns)))
+        except DamagedBlock as error:
+            raise CorruptRowGroup(str(error)) from error
+        if tables[-1].num_rows != piece.num_rows:
+            raise DataError(f"{file}: was written anew while it was read; start again")
+    return pa.concat_tables(tables)
 
 
 def _unreadable(file: Location, pieces: Sequence[RowGroupSlice], columns: list[str], error: Exception) -> DataError:
@@ -313,17 +316,10 @@ def _unreadable(file: Location, pieces: Sequence[RowGroupSlice], columns: list[s
                     parquet.read_row_group(piece.row_group, columns=[column])
             except (pa.ArrowException, OSError) as cause:
                 what = f"{file}: row group {piece.row_group}, column {column!r} cannot be decoded ({_one_line(cause)})"
-                if _is_damage(cause):
+                if is_damage(cause):
                     return CorruptRowGroup(f"{what}; write the file again")
                 return DataError(f"{what}; give this process more of what it lacks")
     return DataError(f"{file}: cannot be read ({_one_line(error)}); write the file again")
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, not this process: it may be short of memory or of open files."""
-    if isinstance(error, OSError):
-        return error.errno in _ERRORS_OF_FILES
-    return not isinstance(error, MemoryError)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -21,6 +22,7 @@ from rookery.data.record_files import DamagedBlock, record_files
 from rookery.data.row_filter import RowFilter, filter_rows
 from rookery.data.row_groups import list_row_groups, read_rows, read_sound_rows
 from rookery.data.segdense import read_columns
+from rookery.data.stream import ParquetStream
 from rookery.data.tfrecord import framed
 from rookery.errors import ConfigError, DataError
 from rookery.storage.location import as_location
@@ -185,6 +187,46 @@ def test_a_file_that_ends_too_early_is_refused_or_read_as_far_as_it_goes(tmp_pat
     slices, types = list_row_groups(record_files([place], config, skip_damage=True), ["id"])
     assert len(read_rows(slices, types)["id"]) == 199
     assert "What stands behind it is left out (on_corrupt is skip)" in caplog.text
+
+
+def test_a_file_that_is_gone_is_left_out_and_one_that_is_not_opened_is_not(source, monkeypatch):
+    slices, types = list_row_groups([source], ["id"])
+    kept = source.place.rename(source.place.with_name("kept"))
+    reports = []
+    _, sound = read_sound_rows(slices, types, reports.append)
+    assert not sound.any()
+    assert "cannot be read (No such file or directory); correct the path, or write the file again" in str(reports[0])
+    kept.rename(source.place)
+
+    def refuse(place):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(index_module, "open_bytes", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Too many open files\); give this process more of what it"):
+        read_sound_rows(slices, types, reports.append)
+
+
+def test_a_file_that_is_written_anew_meanwhile_is_told(source):
+    slices, types = list_row_groups([source], ["id"])
+    write(source.place, b"".join(FRAMES[:35]))
+    for rows in (slices[1:2], slices[5:6]):
+        with pytest.raises(DataError, match="was written anew while it was read; start again"):
+            read_rows(rows, types)
+
+
+def test_ranks_share_the_rows_of_records_lane_by_lane(source):
+    def batches(rank, world_size):
+        fields = {"seed": 3, "shuffle": True, "num_lanes": 3, "num_epochs": 2}
+        return ParquetStream([source], ["id"], 30, rank=rank, world_size=world_size, **fields)
+
+    whole = [batch["id"].clone() for batch in batches(0, 1)]
+    parts = [[batch["id"].clone() for batch in batches(rank, 2)] for rank in range(2)]
+    assert len(whole) == 14
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(batch, torch.cat(shares))
+    for epoch in (whole[:7], whole[7:]):
+        assert sorted(torch.cat(epoch).tolist()) == [number * 2**40 for number in range(NUM_ROWS)]
+    assert not torch.equal(torch.cat(whole[:7]), torch.cat(whole[7:]))
 
 
 def test_records_that_do_not_fit_the_schema_are_named(tmp_path, config):
