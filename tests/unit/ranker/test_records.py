@@ -9,6 +9,7 @@ from dataclasses import replace
 import naive_records as naive
 import pytest
 import torch
+from faulty_readers import readers, running
 from recorded_log import SCHEMA, as_parquet, recorded_config, records_config, write_records
 
 from rookery.checkpoint.checkpointer import load_checkpoint
@@ -16,12 +17,14 @@ from rookery.checkpoint.layout import checkpoint_steps
 from rookery.config.loader import parse_config
 from rookery.data import record_convert, record_index
 from rookery.data.flight_identity import describe
+from rookery.data.flight_server import ReaderServer
 from rookery.data.tfrecord import framed
 from rookery.errors import ConfigError, DataError
 from rookery.ranker.build import build_preprocessor
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.inputs import Inputs
-from rookery.ranker.partition import open_partition
+from rookery.ranker.inputs import INPUTS, Inputs
+from rookery.ranker.partition import make_transform, open_partition
+from rookery.ranker.reading import BatchSource, open_remote, to_columns
 from rookery.ranker.run_evaluation import evaluate_run
 from rookery.ranker.train import train_ranker
 from rookery.train.order import StreamOrder
@@ -110,6 +113,23 @@ def test_readers_tell_records_by_what_is_in_them(configs, log):
     masked = data.records.model_copy(update={"mask_mantissa_features": {"continuous": 12}})
     other = configs[0].model_copy(update={"train_data": data.model_copy(update={"records": masked})})
     assert here["content of the files"] != describe(open_stream(other), {})["content of the files"]
+
+
+def test_readers_give_the_batches_of_records(configs):
+    config = configs[0].with_whole_paths()
+    Inputs.build(config).write(config.training.save_dir / INPUTS)
+    preprocessor = build_preprocessor(config, Inputs.open(config.training.save_dir / INPUTS))
+    server = ReaderServer(BatchSource(config), "grpc://127.0.0.1:0")
+    order, cpu = StreamOrder(48, 2), torch.device("cpu")
+    with running(server):
+        local = open_partition(config, config.train_data, preprocessor, shuffle=True, order=order)
+        transform = make_transform(local, preprocessor, training=True, device=cpu)
+        remote, rebuild = open_remote(config, readers(server), preprocessor, order, cpu)
+        for _ in range(local.batches_per_epoch + 2):
+            expected = transform(next(local), local.position())
+            same(to_columns(rebuild(next(remote), remote.position())), to_columns(expected))
+        assert remote.finished() == local.finished()
+        remote.close()
 
 
 def test_damaged_blocks_are_left_out_and_counted(tmp_path, monkeypatch, caplog):
