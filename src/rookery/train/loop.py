@@ -68,6 +68,15 @@ def train(
     return loop.run()
 
 
+def save_start(job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig) -> None:
+    """Write the checkpoint of step 0, from which ``train`` goes on: a run that has weights and no step yet.
+
+    Raises ``CheckpointError`` where it cannot be written.
+    """
+    with run.recording(0):
+        _Loop(job, run, config, runtime, debug=False).save_start()
+
+
 class _Loop(Generic[B]):
     def __init__(self, job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig, debug: bool) -> None:
         self._job, self._run, self._config, self._runtime, self._debug = job, run, config, runtime, debug
@@ -142,6 +151,11 @@ class _Loop(Generic[B]):
             self._run.checkpointer.wait()
             folder = keep_batches(self._job.stream, error.positions, self._step_number + 1, self._run.save_dir)
             raise TrainingError(f"{error} The rows of that step are in {folder}.") from error
+
+    def save_start(self) -> None:
+        """Write a checkpoint of what training begins with."""
+        self._write_checkpoint()
+        self._run.checkpointer.finish()
 
     def _reason(self) -> Literal["finished", "early_stopping", "interrupted"] | None:
         """Why no further step is taken, None while there is one to take."""
@@ -318,6 +332,9 @@ class _Loop(Generic[B]):
         if self._saved_step == self._step_number:
             return
         self._agree(reads_loss=True)
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         for sink in self._run.sinks:
             sink.flush()
         state: State = {
