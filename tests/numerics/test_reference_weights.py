@@ -32,8 +32,8 @@ FIXED = {
     "clip_magnitude": 5.0,
     "layer_norm_config": {"epsilon": 0.0, "center": False, "scale": False},
 }
-TOWER = {"mlp_config": {"layer_sizes": [6, 4, 1], "batch_norm": {"affine": False}}}
-OTHER = {"mlp_config": {"layer_sizes": [5, 1], "dropout": {"rate": 0.3}}, "affine_map": {"scale": 2.0, "bias": -1.0}}
+TOWER = {"mlp_config": {"layer_sizes": [16, 12, 1], "batch_norm": {"affine": False}}}
+OTHER = {"mlp_config": {"layer_sizes": [14, 1], "dropout": {"rate": 0.3}}, "affine_map": {"scale": 2.0, "bias": -1.0}}
 BLOCK = {"output_size": 8, "aggregation_size": 6, "input_layer_norm": False}
 SERIAL = {
     "mask_blocks": [
@@ -48,7 +48,7 @@ PARALLEL = {
     "mlp": {"layer_sizes": [12], "final_layer_activation": True},
     "use_parallel": True,
 }
-WITH_MLP = {**SERIAL, "mlp": {"layer_sizes": [7, 5], "batch_norm": {"affine": True}, "dropout": {"rate": 0.1}}}
+WITH_MLP = {**SERIAL, "mlp": {"layer_sizes": [14, 12], "batch_norm": {"affine": True}, "dropout": {"rate": 0.1}}}
 MLP = {"layer_sizes": [12, 8], "batch_norm": {"affine": True}, "dropout": {"rate": 0.2}}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -111,19 +112,29 @@ def write_weights(foreign: ForeignTensors, file: Path, *, overwrite: bool) -> in
     # A slice is copied: a file holds what a tensor lies in, and of safetensors no two may lie in one place.
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in foreign.views.items()}
     tensors |= {name: each.value for name, each in foreign.fixed.items()}
-    beside = file.with_name(f".{file.name}.{os.getpid()}.writing")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(tensors, file)
+    # The archive writer of torch has no error of its own for a disk that refuses.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{file}: cannot be written ({reason}); make room or permission, or name another place"
+        ) from error
+    return len(tensors)
+
+
+def _write_whole(tensors: Mapping[str, Tensor], file: Path) -> None:
+    beside = file.with_name(f".{file.name}.{os.getpid()}.writing")
+    try:
         if file.suffix == TENSORS:
-            save_file(tensors, beside)
+            save_file(dict(tensors), beside)
         else:
-            torch.save(tensors, beside)
+            torch.save(dict(tensors), beside)
         force_to_disk(beside)
         beside.replace(file)
-    except OSError as error:
+    finally:
         beside.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written ({error.strerror or error}); name another place") from error
-    return len(tensors)
 
 
 def without_wrappers(name: str, wrappers: Collection[str], first: str) -> str:

@@ -178,7 +178,8 @@ def _task_problems(config: RankerConfig) -> Iterator[str]:
 def _order_problems(config: RankerConfig) -> Iterator[str]:
     """Weights of the first layers have a column for each input."""
     features = config.features
-    named = [each.name for each in (*features.dense, *features.embeddings) if each.name in VECTORS]
+    names = [each.name for each in features.dense] + [each.name for each in features.embeddings]
+    named = [name for name in names if name in VECTORS]
     wanted = [name for name in VECTORS if name in named]
     if named != wanted:
         yield (

@@ -23,9 +23,12 @@ from rookery.nn.layout import InputLayout
 from rookery.nn.mask_net import MaskBlocks
 from rookery.nn.mlp import Mlp
 from rookery.nn.network import build_network
+from rookery.ranker.build import build_preprocessor
 from rookery.ranker.config import FixedWeights, LossConfig, RankerConfig
 from rookery.ranker.evaluation import evaluate
+from rookery.ranker.inputs import INPUTS, Inputs
 from rookery.ranker.loss import MultiTaskLoss
+from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.run import load_run
 from rookery.ranker.train import train_ranker
 
@@ -58,10 +61,10 @@ def test_09_metrics_are_of_the_probabilities_that_are_served(trained: Path) -> N
     loaded, sampled = load_run(trained / "run"), load_run(trained / "run")
     sampled.model.sampling_offset[1] = np.log(rate)
     table = pq.read_table(trained / "test.parquet")
-    columns = {name: torch.from_numpy(table.column(name).to_numpy()) for name in ("affinity", "annoyance")}
+    columns = {name: torch.tensor(table.column(name).to_numpy()) for name in ("affinity", "annoyance")}
     p = loaded.predict(columns)[:, 1].double()
     served = p * rate / (1 - p + p * rate)
-    hidden = torch.from_numpy(table.column("hide").to_numpy()).double()
+    hidden = torch.tensor(table.column("hide").to_numpy()).double()
     weights = hidden + (1 - hidden) / rate
     found = evaluate(config, "test", sampled.model, preprocessor_of(config, trained), num_bootstrap=0)
     values = found.whole.tasks["hide"].values
@@ -70,10 +73,7 @@ def test_09_metrics_are_of_the_probabilities_that_are_served(trained: Path) -> N
     assert values["logloss"] == pytest.approx(float((weights * loss).sum() / weights.sum()), rel=1e-5)
 
 
-def preprocessor_of(config: RankerConfig, folder: Path):
-    from rookery.ranker.build import build_preprocessor
-    from rookery.ranker.inputs import INPUTS, Inputs
-
+def preprocessor_of(config: RankerConfig, folder: Path) -> Preprocessor:
     return build_preprocessor(config, Inputs.open(folder / "run" / INPUTS))
 
 
@@ -108,7 +108,7 @@ def test_14_labels_are_paired_by_name(tmp_path: Path) -> None:
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
 
     loaded, test = load_run(tmp_path / "more"), pq.read_table(tmp_path / "test.parquet")
-    columns = {name: torch.from_numpy(test.column(name).to_numpy()) for name in ("affinity", "annoyance")}
+    columns = {name: torch.tensor(test.column(name).to_numpy()) for name in ("affinity", "annoyance")}
     p = loaded.predict(columns).numpy()
     for place, task in enumerate(TASKS):  # each head ranks its own label best
         areas = {other: roc_auc_score(test.column(other).to_numpy(), p[:, place]) for other in (*TASKS, "german")}

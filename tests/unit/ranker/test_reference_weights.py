@@ -39,7 +39,7 @@ def rookery(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="module")
 def weights(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("weights") / "reference.pt"
-    assert export_weights(trained / "run", file, 60) == (60, 16)
+    assert export_weights(trained / "run", file, 60) == (60, 12)
     return file
 
 
