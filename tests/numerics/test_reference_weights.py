@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import FeatureSizes, RankerModel
 from rookery.ranker.reference import reference_tensors
 
-NUM_ROWS, NUM_CONTINUOUS, NUM_BINARY, WIDTH = 9, 7, 3, 5
 LABELS = {
     "recap.engagement.is_favorited": {},
     "recap.engagement.is_replied": {"neg_downsampling_rate": 0.1},
@@ -81,35 +81,46 @@ MODELS = {
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
-def configured(name: str, vectors: tuple[str, ...] = VECTORS) -> RankerConfig:
+@dataclass(frozen=True)
+class Widths:
+    continuous: int = 7
+    binary: int = 3
+    vector: int = 5
+
+
+def configured(
+    model: dict[str, Any], vectors: tuple[str, ...] = VECTORS, widths: Widths = Widths(), labels: Any = LABELS
+) -> RankerConfig:
     raw = {
         "training": {"save_dir": "run", "num_train_steps": 4},
-        "labels": LABELS,
+        "labels": labels,
         "features": {
-            "continuous": [{"name": "continuous", "width": NUM_CONTINUOUS}],
-            "binary": [{"name": "binary", "width": NUM_BINARY}],
-            "dense": [{"name": vector, "width": WIDTH} for vector in vectors],
+            "continuous": [{"name": "continuous", "width": widths.continuous}],
+            "binary": [{"name": "binary", "width": widths.binary}],
+            "dense": [{"name": vector, "width": widths.vector} for vector in vectors],
         },
         "train_data": {"inputs": ["log.parquet"]},
-        "model": MODELS[name],
+        "model": model,
         "optimizer": {"adam": {}, "single_task_learning_rate": {"constant": 0.01}},
     }
-    return parse_config(RankerConfig, raw, name)
+    return parse_config(RankerConfig, raw, "the model")
 
 
 def built(config: RankerConfig, seed: int = 0) -> RankerModel:
     torch.manual_seed(seed)
-    widths = {feature.name: WIDTH for feature in config.features.dense}
-    sizes = FeatureSizes(NUM_CONTINUOUS, NUM_BINARY, widths, {})
+    continuous, binary = config.features.continuous[0].width, config.features.binary[0].width
+    sizes = FeatureSizes(continuous, binary, {each.name: each.width for each in config.features.dense}, {})
     return RankerModel(config, sizes, {}, torch.device("cpu")).eval()
 
 
-def rows(vectors: tuple[str, ...] = VECTORS) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def rows(
+    vectors: tuple[str, ...] = VECTORS, widths: Widths = Widths(), num_rows: int = 9
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
-    continuous = torch.randn(NUM_ROWS, NUM_CONTINUOUS, generator=generator) * 10
+    continuous = torch.randn(num_rows, widths.continuous, generator=generator) * 10
     continuous[0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
-    binary = torch.randint(0, 2, (NUM_ROWS, NUM_BINARY), generator=generator).float()
-    return continuous, binary, {name: torch.randn(NUM_ROWS, WIDTH, generator=generator) for name in vectors}
+    binary = torch.randint(0, 2, (num_rows, widths.binary), generator=generator).float()
+    return continuous, binary, {name: torch.randn(num_rows, widths.vector, generator=generator) for name in vectors}
 
 
 def features(continuous: Tensor, binary: Tensor, vectors: dict[str, Tensor]) -> RankerFeatures:
@@ -123,7 +134,7 @@ def taken(config: RankerConfig, ours: RankerModel, state: dict[str, Tensor]) -> 
 @each_model
 @pytest.mark.parametrize("vectors", [VECTORS, VECTORS[2:], ()], ids=["all vectors", "author", "none"])
 def test_values_are_those_of_the_formulas(name: str, vectors: tuple[str, ...]) -> None:
-    config = configured(name, vectors)
+    config = configured(MODELS[name], vectors)
     reference, drawn = NaiveReference(MODELS[name], LABELS), rows(vectors)
     logits = reference.logits(*drawn)
     calibrated = reference.calibrated(logits)
@@ -139,7 +150,7 @@ def test_values_are_those_of_the_formulas(name: str, vectors: tuple[str, ...]) -
 @each_model
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_there_and_back_is_bit_identical(name: str, suffix: str, tmp_path: Path) -> None:
-    config = configured(name)
+    config = configured(MODELS[name])
     reference = NaiveReference(MODELS[name], LABELS)
     reference.calibrated(reference.logits(*rows()))
     ours, other = built(config), built(config, seed=1)
@@ -155,6 +166,38 @@ def test_there_and_back_is_bit_identical(name: str, suffix: str, tmp_path: Path)
         assert written[tensor_name].dtype == tensor.dtype
     taken(config, other, written)
     assert_same_bits(ours, other)
+
+
+SHIPPED_TASKS = {f"recap.engagement.task_{number}": {} for number in range(10)}
+SHIPPED = {
+    "tasks": {
+        task: {"mlp_config": {"layer_sizes": [256, 128, 1], "batch_norm": {"affine": False, "momentum": 0.01}}}
+        for task in SHIPPED_TASKS
+    },
+    "multi_task_type": "share_all",
+    "featurization_config": {"double_norm_log_config": FIXED},
+    "backbone": {
+        "mask_net_config": {
+            "mask_blocks": [{"output_size": 1024, "aggregation_size": 1024, "input_layer_norm": False}] * 4,
+            "mlp": {"layer_sizes": [2048], "final_layer_activation": True},
+            "use_parallel": True,
+        }
+    },
+}
+
+
+def test_the_shipped_production_model() -> None:
+    widths = Widths(continuous=2117, binary=59, vector=200)
+    config = configured(SHIPPED, widths=widths, labels=SHIPPED_TASKS)
+    reference, drawn = NaiveReference(SHIPPED, SHIPPED_TASKS), rows(widths=widths, num_rows=64)
+    logits = reference.logits(*drawn)
+    calibrated, ours = reference.calibrated(logits), built(config)
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 48_106_522
+    assert taken(config, ours, reference.state).missing == ()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(features(*drawn)).double(), logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.probabilities(features(*drawn)).double(), calibrated, rtol=1e-5, atol=1e-5)
+    assert logits.std(0).min() > 1e-2
 
 
 EVERYTHING: dict[str, dict[str, Any]] = {

@@ -24,6 +24,7 @@ from rookery.errors import DataError, UserError
 SUFFIXES = (TENSORS, ".pt", ".pth")
 """Of files that can be written: safetensors, or what ``torch.load`` reads."""
 
+_ARCHIVE = b"PK\x03\x04"
 # A state dict of 100,000 tensors has a pickle of some 15 MB.
 _MAX_PICKLE_BYTES = 64 << 20
 # Where trainers put the state dict among other things.
@@ -65,10 +66,14 @@ class Taken:
 
 def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of ``file`` by name, mapped from disk. Raises ``DataError`` for what holds more, or none."""
-    if not file.is_file():
-        reason = "is a folder" if file.is_dir() else "no such file"
-        raise DataError(f"{file}: {reason}; name a file of weights, and of a sharded checkpoint {_SAVE_AGAIN}")
-    if zipfile.is_zipfile(file):
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder; name a file of weights, and of a sharded checkpoint {_SAVE_AGAIN}")
+    try:
+        with file.open("rb") as opened:
+            is_archive = opened.read(len(_ARCHIVE)) == _ARCHIVE
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error}); name a file of weights") from error
+    if is_archive:
         return dict(_state_dict(file, _load_archive(file)))
     try:
         return dict(StoredTensors(file))
@@ -155,7 +160,30 @@ def renamed(stored: Mapping[str, Tensor], names: Mapping[str, str], file: Path) 
     return {new: stored[old] for new, old in old_names.items()}
 
 
+# What malformed archives raise in the readers of zip and of torch has no common base.
+_MALFORMED = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)
+
+
 def _load_archive(file: Path) -> object:
+    try:
+        _require_plain(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except _MALFORMED as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: holds more than tensors, or is damaged ({reason}); {_SAVE_AGAIN}") from error
+
+
+def _require_plain(file: Path) -> None:
+    """Raise ``DataError`` for what would take more memory than the file has bytes."""
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
@@ -165,20 +193,6 @@ def _load_archive(file: Path) -> object:
                     f"{file}: {entry.filename} has {entry.file_size:,} bytes of names, at most {_MAX_PICKLE_BYTES:,} "
                     f"are read; {_SAVE_AGAIN}"
                 )
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    # What a malformed archive raises in torch's reader has no common base.
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        EOFError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: holds more than tensors, or is damaged ({reason}); {_SAVE_AGAIN}") from error
 
 
 def _state_dict(file: Path, content: object) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from rookery.checkpoint.foreign import Taken, read_weights, renamed, take_over, write_weights
-from rookery.errors import ConfigError, UserError
+from rookery.errors import ConfigError
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
 from rookery.ranker.reference import reference_name, reference_tensors
@@ -33,11 +33,6 @@ def import_weights(config: RankerConfig, file: Path, *, partial: bool = False) -
         taken.append(take_over(reference_tensors(config, model), stored, file, partial=partial))
 
     with opened_job(config, fill) as (run, job):
-        if not taken:
-            raise UserError(
-                f"{config.training.save_dir}: has checkpoints already; name another run with --save-dir, and start "
-                "others from it by training.initial_checkpoint_dir"
-            )
         save_start(job, run, config.training, config.runtime)
     return taken[0]
 

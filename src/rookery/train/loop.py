@@ -17,7 +17,7 @@ from torch import Tensor
 from rookery.checkpoint.files import State
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
-from rookery.errors import PeerFailed, RookeryError, TrainingError
+from rookery.errors import PeerFailed, RookeryError, TrainingError, UserError
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
@@ -71,8 +71,13 @@ def train(
 def save_start(job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig) -> None:
     """Write the checkpoint of step 0, from which ``train`` goes on: a run that has weights and no step yet.
 
-    Raises ``CheckpointError`` where it cannot be written.
+    Raises ``UserError`` for a run that has checkpoints, ``CheckpointError`` where it cannot be written.
     """
+    if run.resume_from is not None:
+        raise UserError(
+            f"{run.save_dir}: has checkpoints already; name another run with --save-dir, and start others from it by "
+            "training.initial_checkpoint_dir"
+        )
     with run.recording(0):
         _Loop(job, run, config, runtime, debug=False).save_start()
 

@@ -24,7 +24,7 @@ from rookery.checkpoint.foreign import (
     write_weights,
 )
 from rookery.data.graph import Graph
-from rookery.errors import ConfigError, DataError, UserError
+from rookery.errors import ConfigError, DataError
 from rookery.storage.location import Location
 from rookery.train.loop import save_start
 from rookery.twhin.config import ModelConfig, TwhinConfig
@@ -63,11 +63,6 @@ def import_weights(config: TwhinConfig, file: Path, *, partial: bool = False) ->
         taken.append(take_over(_named(model), by_row, file, partial=partial))
 
     with opened_job(config, fill) as (run, job):
-        if not taken:
-            raise UserError(
-                f"{config.training.save_dir}: has checkpoints already; name another run with --save-dir, and start "
-                "others from it by training.initial_checkpoint_dir"
-            )
         save_start(job, run, config.training, config.runtime)
     return taken[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ class TestReading:
             read_weights(saved(tmp_path, content))
 
     def test_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="no such file; name a file of weights"):
+        with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\); name a file of weights"):
             read_weights(tmp_path / "absent.pt")
         with pytest.raises(DataError, match="is a folder; name a file of weights, and of a sharded checkpoint"):
             read_weights(tmp_path)
@@ -99,6 +100,23 @@ class TestReading:
         file.write_bytes(file.read_bytes()[:-400])
         with pytest.raises(DataError, match=r"weights\.pt"):
             read_weights(file)
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_a_file_with_wrong_bytes_is_read_or_refused(self, tmp_path: Path, suffix: str) -> None:
+        write_weights(ForeignTensors(WEIGHTS), tmp_path / f"good{suffix}", overwrite=False)
+        good, file, random = (tmp_path / f"good{suffix}").read_bytes(), tmp_path / "bad", Random(0)
+        messages = []
+        for _ in range(300):
+            bad = bytearray(good)
+            for _ in range(random.choice([1, 2, 8])):
+                bad[random.randrange(len(bad))] = random.randrange(256)
+            file.write_bytes(bad[: random.randrange(len(bad))] if random.random() < 0.2 else bad)
+            try:
+                take_over(views(), read_weights(file), file, partial=True)
+            except DataError as error:
+                messages.append(str(error))
+        assert 50 < len(messages) < 300
+        assert [message for message in messages if str(file) not in message] == []
 
 
 class TestTaking:

@@ -82,6 +82,7 @@ def test_from_a_run_to_the_reference_and_to_a_run_that_is_evaluated_and_goes_on(
         for each in (ours, theirs)
     ]
     assert values[0] == values[1]
+    assert rookery("export", run, tmp_path / "export")[0] == 0
 
     config = read_config(trained / "config.yaml", f"training.save_dir={run}", "training.num_train_steps=3")
     result = train_ranker(config)
