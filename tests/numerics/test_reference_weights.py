@@ -168,6 +168,26 @@ def test_there_and_back_is_bit_identical(name: str, suffix: str, tmp_path: Path)
     assert_same_bits(ours, other)
 
 
+def test_vectors_that_are_joined_are_those_that_came_with_the_log() -> None:
+    """An export beside the log instead of a column of it: the same norm, the same columns of the first layer."""
+    plain, widths = MODELS["parallel"], Widths()
+    reference, (continuous, binary, vectors) = NaiveReference(plain, LABELS), rows()
+    logits = reference.logits(continuous, binary, vectors)
+    config = configured(plain, VECTORS[:2])
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["features"]["embeddings"] = [{"name": VECTORS[2], "export": "vectors", "table": "user", "key": "author_id"}]
+    config = parse_config(RankerConfig, raw, "joined")
+    sizes = FeatureSizes(widths.continuous, widths.binary, dict.fromkeys(VECTORS[:2], widths.vector), {})
+    ours = RankerModel(config, sizes, {VECTORS[2]: vectors[VECTORS[2]].flip(0)}, torch.device("cpu")).eval()
+    found = take_over(reference_tensors(config, ours), reference.state, Path("state.pt"), partial=True)
+    assert found.missing == (f"rookery.network.embeddings.joined.<{VECTORS[2]}>.missing",)
+    dense = {name: vectors[name] for name in VECTORS[:2]}
+    joined = {VECTORS[2]: torch.arange(len(continuous)).flip(0)}
+    with torch.no_grad():
+        seen = ours.logits(RankerFeatures(continuous, binary, dense, {}, {}, joined, None))
+    torch.testing.assert_close(seen.double(), logits, rtol=1e-5, atol=1e-5)
+
+
 SHIPPED_TASKS = {f"recap.engagement.task_{number}": {} for number in range(10)}
 SHIPPED = {
     "tasks": {
