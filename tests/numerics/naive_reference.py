@@ -46,18 +46,19 @@ class NaiveReference:
     def tower(self, x: Tensor, task: str) -> Tensor:
         config = self.model["tasks"][task]
         logit = self.network(x, f"_towers.{safe(task)}", config)
-        if "affine_map" in config:
+        if config.get("affine_map") is not None:
             logit = logit * self.tensor(f"_affine_maps.{safe(task)}.weight", 1, 1)
             logit = logit + self.tensor(f"_affine_maps.{safe(task)}.bias", 1)
         return logit
 
     def features(self, continuous: Tensor, binary: Tensor) -> Tensor:
-        ((kind, config),) = self.model["featurization_config"].items()
+        kinds = self.model["featurization_config"].items()
+        ((kind, config),) = ((name, each) for name, each in kinds if isinstance(each, Mapping))
         x = torch.where(torch.isfinite(continuous), continuous, 0.0).double()
         x = torch.sign(x) * torch.log1p(x.abs())
         if kind == "double_norm_log_config":
             before, number = "_preprocessor._before_concat_layers", 2
-            if config["batch_norm_config"] is not None:
+            if config.get("batch_norm_config") is not None:
                 x = self.batch_norm(x, f"{before}.2.layer", config["batch_norm_config"].get("affine", True))
                 number = 3
             clip = config["clip_magnitude"]
@@ -72,7 +73,7 @@ class NaiveReference:
         return self.layer_norm(x, "_preprocessor.layer_norm.layer", norm["epsilon"], learned=learned)
 
     def network(self, x: Tensor, name: str, config: Mapping[str, Any]) -> Tensor:
-        if "mlp_config" in config:
+        if config.get("mlp_config") is not None:
             return self.mlp(x, name, config["mlp_config"])
         mask_net = config["mask_net_config"]
         blocks = [(f"{name}._mask_blocks.{number}", block) for number, block in enumerate(mask_net["mask_blocks"])]

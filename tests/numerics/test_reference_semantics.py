@@ -119,6 +119,25 @@ def test_negative_down_sampling(engaged: list[tuple[bool, bool]], multiplier: in
     assert list(weights.values()) == pytest.approx([others / max(1, staying)] * staying)
 
 
+@fast
+@given(st.integers(1, 6), st.integers(1, 4), st.data())
+def test_negative_down_sampling_as_there(size: int, multiplier: int, data: st.DataObject) -> None:
+    """Of ``multiplier * size`` rows ``size`` stay: all P with an engagement (there is room), and of the others
+    ``size - P``, each weighing ``(multiplier * size - P) / (size - P)``.
+    """
+    num_rows = multiplier * size
+    num_engaged = data.draw(st.integers(0, max(0, size - 1)))
+    engaged = data.draw(st.permutations([True] * num_engaged + [False] * (num_rows - num_engaged)))
+    config = DownsampleNegatives(rows_per_kept=multiplier, engagements_list=("fav",))
+    labels = {"fav": torch.tensor(engaged).float()}
+    kept = downsample_negatives(config, labels, StreamPosition(0, 0, batch_size=num_rows, num_rows=1000, seed=0))
+    others = size - num_engaged
+    weights = {True: 1.0, False: (num_rows - num_engaged) / others}
+    assert kept.weights.tolist() == pytest.approx([weights[engaged[row]] for row in kept.rows.tolist()])
+    assert sum(engaged[row] for row in kept.rows.tolist()) == num_engaged
+    assert len(kept.rows) == size
+
+
 TIMES = st.integers(0, 10 * HOUR_MS)
 
 

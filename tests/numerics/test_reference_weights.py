@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from naive_reference import VECTORS, NaiveReference
+from reference_configs import SCHEMA, ranker_yaml, write_schema
 from small_ranker import small_config, small_model
 from torch import Tensor
 
@@ -17,8 +19,9 @@ from rookery.checkpoint.foreign import Taken, read_weights, take_over, write_wei
 from rookery.config.loader import parse_config
 from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.config import RankerConfig
+from rookery.ranker.from_reference import load_ranker_config
 from rookery.ranker.model import FeatureSizes, RankerModel
-from rookery.ranker.reference import reference_tensors
+from rookery.ranker.reference_names import reference_tensors
 
 LABELS = {
     "recap.engagement.is_favorited": {},
@@ -88,12 +91,11 @@ class Widths:
     vector: int = 5
 
 
-def configured(
-    model: dict[str, Any], vectors: tuple[str, ...] = VECTORS, widths: Widths = Widths(), labels: Any = LABELS
-) -> RankerConfig:
+def configured(model: dict[str, Any], vectors: tuple[str, ...] = VECTORS) -> RankerConfig:
+    widths = Widths()
     raw = {
         "training": {"save_dir": "run", "num_train_steps": 4},
-        "labels": labels,
+        "labels": LABELS,
         "features": {
             "continuous": [{"name": "continuous", "width": widths.continuous}],
             "binary": [{"name": "binary", "width": widths.binary}],
@@ -188,31 +190,21 @@ def test_vectors_that_are_joined_are_those_that_came_with_the_log() -> None:
     torch.testing.assert_close(seen.double(), logits, rtol=1e-5, atol=1e-5)
 
 
-SHIPPED_TASKS = {f"recap.engagement.task_{number}": {} for number in range(10)}
-SHIPPED = {
-    "tasks": {
-        task: {"mlp_config": {"layer_sizes": [256, 128, 1], "batch_norm": {"affine": False, "momentum": 0.01}}}
-        for task in SHIPPED_TASKS
-    },
-    "multi_task_type": "share_all",
-    "featurization_config": {"double_norm_log_config": FIXED},
-    "backbone": {
-        "mask_net_config": {
-            "mask_blocks": [{"output_size": 1024, "aggregation_size": 1024, "input_layer_norm": False}] * 4,
-            "mlp": {"layer_sizes": [2048], "final_layer_activation": True},
-            "use_parallel": True,
-        }
-    },
-}
-
-
-def test_the_shipped_production_model() -> None:
+def test_the_shipped_production_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configured by the reference's file as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TML_BASE", str(tmp_path))
+    write_schema(tmp_path / SCHEMA)
+    (tmp_path / "local_prod.yaml").write_text(ranker_yaml())
+    config = load_ranker_config(tmp_path / "local_prod.yaml")
     widths = Widths(continuous=2117, binary=59, vector=200)
-    config = configured(SHIPPED, widths=widths, labels=SHIPPED_TASKS)
-    reference, drawn = NaiveReference(SHIPPED, SHIPPED_TASKS), rows(widths=widths, num_rows=64)
+    sizes = FeatureSizes(widths.continuous, widths.binary, dict.fromkeys(VECTORS, widths.vector), {})
+    ours = RankerModel(config, sizes, {}, torch.device("cpu")).eval()
+    reference = NaiveReference(yaml.safe_load(ranker_yaml())["model"], {task: {} for task in config.tasks})
+    drawn = rows(widths=widths, num_rows=64)
     logits = reference.logits(*drawn)
-    calibrated, ours = reference.calibrated(logits), built(config)
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 48_106_522
+    calibrated = reference.calibrated(logits)
+    assert sum(tensor.numel() for tensor in reference.state.values()) > 48_000_000
     assert taken(config, ours, reference.state).missing == ()
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(features(*drawn)).double(), logits, rtol=1e-5, atol=1e-5)

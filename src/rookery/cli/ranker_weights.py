@@ -34,11 +34,10 @@ def _import(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a run at step 0 of WEIGHTS under the names of twitter/the-algorithm-ml; `train` goes on from it."""
-    from rookery.config.loader import load_config
-    from rookery.ranker.config import RankerConfig
+    from rookery.ranker.from_reference import load_ranker_config
     from rookery.ranker.reference_weights import import_weights
 
-    loaded = load_config(RankerConfig, config, overrides or (), save_dir_override(save_dir))
+    loaded = load_ranker_config(config, overrides or (), save_dir_override(save_dir))
     taken = import_weights(loaded, weights, partial=partial)
     result = {"save_dir": loaded.training.save_dir, "step": 0, **vars(taken)}
     emit(result, as_json, lambda: show_taken(result))

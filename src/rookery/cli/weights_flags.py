@@ -15,7 +15,10 @@ WeightsArgument: TypeAlias = Annotated[
     Path, typer.Argument(help="A state dict as safetensors or as torch.save writes it.", show_default=False)
 ]
 ConfigArgument: TypeAlias = Annotated[
-    Path, typer.Argument(help="The configuration of the model that the weights are of.", show_default=False)
+    Path,
+    typer.Argument(
+        help="The configuration of the model that the weights are of, ours or the-algorithm-ml's.", show_default=False
+    ),
 ]
 OutArgument: TypeAlias = Annotated[
     Path, typer.Argument(help="The file to write: .safetensors, .pt or .pth.", show_default=False)

@@ -11,7 +11,7 @@ from rookery.checkpoint.foreign import Taken, read_weights, renamed, take_over, 
 from rookery.errors import ConfigError
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
-from rookery.ranker.reference import reference_name, reference_tensors
+from rookery.ranker.reference_names import reference_name, reference_tensors
 from rookery.ranker.run import load_weights
 from rookery.ranker.train import opened_job
 from rookery.train.loop import save_start

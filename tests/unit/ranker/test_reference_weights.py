@@ -6,14 +6,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from evaluated_run import read_config
+from naive_reference import VECTORS, NaiveReference
+from reference_configs import FEATURES, LABELS, SCHEMA, TASKS, ranker_yaml, write_schema
 
 from rookery.checkpoint.checkpointer import load_checkpoint
 from rookery.checkpoint.foreign import read_weights
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.cli import main as command_line
+from rookery.data.stream import ParquetStream
 from rookery.errors import ConfigError, DataError, UserError
 from rookery.ranker.evaluation import evaluate
 from rookery.ranker.reference_weights import export_weights, import_weights
@@ -96,6 +103,52 @@ def test_from_a_run_to_the_reference_and_to_a_run_that_is_evaluated_and_goes_on(
     train_ranker(other)
     ends = [load_checkpoint(tmp_path / name).tensors("model") for name in ("run", "warm")]
     assert [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])] == []
+
+
+def test_with_the_configuration_of_the_reference_as_it_is(
+    rookery: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrower, and on rows in Parquet."""
+    for variable in ("HOME", "TML_BASE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    write_schema(tmp_path / SCHEMA)
+    narrow = ranker_yaml().replace("1024", "24").replace("2048", "32")
+    (tmp_path / "local_prod.yaml").write_text(narrow)
+    rng = np.random.default_rng(0)
+    blocks = {
+        name: rng.normal(size=(64, length)).astype(np.float32)
+        for name, (_, kind, length) in FEATURES.items()
+        if kind == "float_list"
+    }
+    blocks["binary"] = rng.integers(0, 2, (64, FEATURES["binary"][2]))
+    columns = {name: list_array(values) for name, values in blocks.items()}
+    columns |= {name: pa.array(range(64)) for name in FEATURES if name.startswith("meta__")}
+    columns |= {label: pa.array(rng.integers(0, 2, 64)) for label in LABELS}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+
+    reference = NaiveReference(yaml.safe_load(narrow)["model"], {task: {} for task in TASKS})
+    drawn = {name: torch.from_numpy(values) for name, values in blocks.items()}
+    vectors = {name: drawn[name] for name in VECTORS}
+    expected = reference.calibrated(
+        reference.logits(drawn["continuous"][:, :2117], drawn["binary"][:, :59].float(), vectors)
+    )
+    torch.save({"model": reference.state}, tmp_path / "weights.pt")
+    fields = ("train_data.records=null", f"train_data.inputs=['{tmp_path}/rows.parquet']", "validation_data={}")
+    flags = [flag for field in (*fields, "training.validate_every_n=null") for flag in ("--set", field)]
+    run = tmp_path / "run"
+    code, _, err = rookery(
+        "import-weights", tmp_path / "weights.pt", tmp_path / "local_prod.yaml", "--save-dir", run, *flags
+    )
+    assert code == 0, err
+    loaded = load_run(run)
+    stream = ParquetStream(
+        [tmp_path / "rows.parquet"], loaded.preprocessor.requests(labels=False), 64, seed=0, shuffle=False
+    )
+    torch.testing.assert_close(loaded.predict(next(stream)).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def list_array(values: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def test_averages_begin_at_the_weights(trained: Path, weights: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from reference_configs import TWHIN_YAML
 from small_graph import NUM_ENTITIES, make_config, planted_splits, planted_triples, write_graph
 
 from rookery.checkpoint.foreign import read_weights
@@ -99,6 +100,26 @@ def test_there_and_back_and_on(
     moved = load_run(tmp_path / "run").model
     assert not torch.equal(moved.entity_rows("user"), state()[TABLE.format("user")])
     assert (moved.entity_rows("user") - state()[TABLE.format("user")]).abs().max() < 1
+
+
+def test_with_the_configuration_of_the_reference_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "local.yaml").write_text(TWHIN_YAML)
+    (tmp_path / "edges").mkdir()
+    pq.write_table(pa.table({"lhs": [0, 4240], "rel": [0, 2], "rhs": [724, 0]}), tmp_path / "edges" / "part-0.parquet")
+    tables = {TABLE.format("user"): torch.randn(4241, 4), TABLE.format("tweet"): torch.randn(725, 4)}
+    torch.save({**tables, "model.all_trans_embs": torch.rand(3, 4)}, tmp_path / "weights.pt")
+    arguments = ["import-weights", tmp_path / "weights.pt", tmp_path / "local.yaml", "--save-dir", tmp_path / "run"]
+    monkeypatch.setattr("sys.argv", ["rookery", "twhin", *map(str, arguments), "--json"])
+    with pytest.raises(SystemExit) as done:
+        command_line.main()
+    out, err = capsys.readouterr()
+    assert not done.value.code, err
+    assert json.loads(out)["num_tensors"] == 3
+    model = load_run(tmp_path / "run").model
+    assert torch.equal(model.entity_rows("tweet"), tables[TABLE.format("tweet")])
 
 
 def test_a_graph_joins_rows_by_id(tmp_path: Path) -> None:
