@@ -71,6 +71,35 @@ def partition_rows(partition: PartitionConfig) -> list[RowGroupSlice]:
     return select_rows(slices if where is None else filter_rows(slices, where), partition.offset, partition.limit)
 
 
+def missing_files(partitions: Mapping[str, PartitionConfig]) -> dict[str, str]:
+    """For each partition, by its field, whose files are not all there: what is amiss, and the override that mends it.
+
+    Partitions with the same fault share one message.
+    """
+    faults: dict[str, str] = {}
+    for field, partition in partitions.items():
+        try:
+            find_places(partition)
+        except DataError as error:
+            faults[field] = str(error)
+    messages = {}
+    for field, fault in faults.items():
+        alike = [other for other, same in faults.items() if same == fault]
+        wanted = _override(partitions[alike[0]])
+        remedy = f"--set '{alike[0]}.{wanted}'"
+        if len(alike) > 1:
+            remedy += f" --set 'validation_data.*.{wanted}' ({len(alike)} partitions have this fault)"
+        messages[field] = f"{alike[0]}.{fault}: {remedy}"
+    return messages
+
+
+def _override(partition: PartitionConfig) -> str:
+    if partition.inputs is not None:
+        return "inputs=[PATH]"
+    kind = "explicit_date_inputs" if partition.explicit_date_inputs is not None else "explicit_datetime_inputs"
+    return f"{kind}.data_root=PATH"
+
+
 def require_rows(partitions: Mapping[str, PartitionConfig]) -> None:
     """Raise ``DataError`` with a line for each partition, by its field, that has no row.
 

@@ -28,7 +28,8 @@ def train_files(config: TwhinConfig, graph: Graph | None) -> list[Location]:
         return graph.split_files("train")
     files = find_files(root)
     if not files:
-        raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
+        remedy = "give a directory of Parquet files or a glob: --set train_data.data_root=PATH"
+        raise DataError(f"train_data.data_root={root}: no file matches; {remedy}")
     check_edge_files(files, config.model, config.train_data.on_corrupt)
     return files
 
