@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rookery.checkpoint.files import TENSORS, DamagedCheckpoint, StoredTensors, force_to_disk
+from rookery.checkpoint.files import TENSORS, DamagedCheckpoint, StoredTensors
 from rookery.errors import DataError, UserError
+from rookery.storage.disk import force_to_disk
 
 SUFFIXES = (TENSORS, ".pt", ".pth")
 """Of files that can be written: safetensors, or what ``torch.load`` reads."""

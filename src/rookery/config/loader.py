@@ -63,10 +63,15 @@ class ConfigFile:
         return [Problem(path, message.format(name), member(self.data, path)) for path, name in found.items()]
 
     def complete(self) -> None:
-        """Add what the file leaves to be read elsewhere; all overrides are applied."""
-        if self.translation is not None:
-            for path, value in self.translation.missing(self.data):
-                set_member(self.data, path, value)
+        """Add what the file leaves to be read elsewhere, once all overrides are applied. Raises ``ConfigError``."""
+        if self.translation is None:
+            return
+        try:
+            found = self.translation.missing(self.data)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
+        for path, value in found:
+            set_member(self.data, path, value)
 
 
 def read_config_file(path: Path, other: OtherSchema | None = None, *, expand: bool = True) -> ConfigFile:
