@@ -56,11 +56,19 @@ class ConfigFile:
         return next((lines[prefix] for prefix in prefixes if prefix in lines), None)
 
     def unset_variables(self) -> list[Problem]:
-        """The fields that still name a variable which is not set."""
-        found = dict(mentions(self.data, self.unset))
-        instead = "write $$ for a dollar sign" if self.translation is None else "replace the field with --set"
-        message = "the environment variable {!r} is not set; set it, or " + instead
-        return [Problem(path, message.format(name), member(self.data, path)) for path, name in found.items()]
+        """The fields that still name a variable which is not set; those of one text are one problem."""
+        fields: dict[tuple[str, str], list[KeyPath]] = {}
+        for path, name in mentions(self.data, self.unset):
+            fields.setdefault((name, member(self.data, path)), []).append(path)
+        problems = []
+        for (name, text), (first, *others) in fields.items():
+            instead = "write $$ for a dollar sign"
+            if self.translation is not None:
+                instead = f"replace the field with --set {'.'.join(map(str, first))}=VALUE"
+            more = f" (so in {len(others)} more fields)" if others else ""
+            message = f"the environment variable {name!r} is not set{more}; set it, or {instead}"
+            problems.append(Problem(first, message, text))
+        return problems
 
     def complete(self) -> None:
         """Add what the file leaves to be read elsewhere, once all overrides are applied. Raises ``ConfigError``."""
