@@ -63,9 +63,16 @@ def config_classes(trees: dict[Path, ast.Module]) -> dict[str, ast.ClassDef]:
         known = grown
 
 
+def is_answered(member: ast.AnnAssign) -> bool:
+    """A field of another project's schema that acts on nothing, and says so to whoever sets it."""
+    return isinstance(member.value, ast.Call) and ast.unparse(member.value.func) == "unused"
+
+
 def fields(node: ast.ClassDef) -> Iterator[str]:
     for member in node.body:
-        if isinstance(member, ast.AnnAssign) and "ClassVar" not in ast.unparse(member.annotation):
+        if not isinstance(member, ast.AnnAssign) or is_answered(member):
+            continue
+        if "ClassVar" not in ast.unparse(member.annotation):
             yield ast.unparse(member.target)
 
 
@@ -122,6 +129,7 @@ class Choice(StrictModel):
     left: int | None = None
     right: int | None = None
     label: str
+    said_to_act_on_nothing: int = unused("for this reason")
 
     @property
     def kind(self):

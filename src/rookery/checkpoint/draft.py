@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rookery.checkpoint.files import CHECKSUMS, STATE, State, file_sum, force_to_disk
+from rookery.checkpoint.files import CHECKSUMS, STATE, State, file_sum
+from rookery.storage.disk import force_to_disk
 
 FileSum = dict[str, int | str]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from rookery.checkpoint.files import CHECKSUMS, DamagedCheckpoint, read_checkpoi
 from rookery.checkpoint.layout import BEST, CHECKPOINTS, PREFIX, checkpoint_steps, listed, step_folder, whole_steps
 from rookery.checkpoint.publish import PUBLISHED
 from rookery.errors import RunNotFound
+from rookery.storage.cache import cache_folder
 from rookery.storage.location import Location, RemotePath
 from rookery.storage.remote import files_under, get, require_bucket
 
@@ -54,7 +54,7 @@ def local_copy(source: Location, checkpoint: CheckpointName = "auto") -> Path:
 
 def local_folder(source: Location) -> Path:
     """Where ``local_copy`` has what is at ``source``."""
-    return source if isinstance(source, Path) else _cache() / source.protocol / source.key
+    return source if isinstance(source, Path) else cache_folder() / source.protocol / source.key
 
 
 def fetch(source: RemotePath, folder: Path, checkpoint: CheckpointName) -> None:
@@ -171,10 +171,3 @@ def _get(place: RemotePath, file: Path, expected: FileSum | None) -> None:
     if expected is not None:
         require_sum(beside, expected)
     beside.replace(file)
-
-
-def _cache() -> Path:
-    chosen = os.environ.get("ROOKERY_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery"

@@ -22,6 +22,7 @@ from zlib_ng import zlib_ng
 
 from rookery.checkpoint.shards import box
 from rookery.errors import CheckpointError
+from rookery.storage.disk import force_to_disk
 
 State = dict[str, Any]
 """JSON: numbers, strings, lists and maps of these."""
@@ -180,15 +181,6 @@ def write_atomically(path: Path, text: str) -> None:
     force_to_disk(beside)
     beside.replace(path)
     force_to_disk(path.parent)
-
-
-def force_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a directory's entries, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_sum(file: Path) -> dict[str, int | str]:

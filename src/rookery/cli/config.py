@@ -1,27 +1,23 @@
-"""``rookery config``: what may stand in a configuration file."""
+"""``rookery config``: what may stand in a configuration file, and one from elsewhere in our schema."""
 
 from __future__ import annotations
 
-import enum
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rookery.config.base import StrictModel
-
-
-class Job(enum.Enum):
-    """A job that is described by a configuration file."""
-
-    TWHIN = "twhin"
+from rookery.cli.jobs import Job, job_of, schema_of
+from rookery.cli.run_flags import OverwriteFlag
+from rookery.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
     """Add the group ``config``."""
     group = typer.Typer(no_args_is_help=True, help="What may stand in a configuration file.")
     group.command("schema")(schema)
+    group.command("convert")(convert)
     app.add_typer(group, name="config")
 
 
@@ -29,12 +25,25 @@ def schema(job: Job) -> None:
     """Print the JSON Schema of a job's configuration, for editors and checkers."""
     from rookery.config.loader import json_schema
 
-    typer.echo(json.dumps(json_schema(_model(job)), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(json_schema(schema_of(job)[0]), indent=2, ensure_ascii=False))
 
 
-def _model(job: Job) -> type[StrictModel]:
-    match job:
-        case Job.TWHIN:
-            from rookery.twhin.config import TwhinConfig
+def convert(
+    old: Annotated[Path, typer.Argument(help="A configuration of twitter/the-algorithm-ml.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of the file to write."),
+    ] = None,
+    overwrite: OverwriteFlag = False,
+) -> None:
+    """Write OLD in our schema, with a comment at each field that means something else here."""
+    from rookery.config.convert import converted
+    from rookery.train.evaluations import require_writable, write_text
 
-            return TwhinConfig
+    remedy = "name another file"
+    if new.exists() and not overwrite:
+        raise UserError(f"{new}: exists already; name another file, or replace it with --overwrite")
+    require_writable(new, remedy)
+    model, other = schema_of(job_of(old))
+    write_text(new, converted(model, other, old, overrides or ()), remedy)

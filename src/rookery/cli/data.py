@@ -10,6 +10,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
+from rookery.cli import data_records
 from rookery.cli.output import JsonFlag, emit
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     prepare.command("kuairand")(_kuairand)
     group.add_typer(prepare, name="prepare")
     group.command("planted")(_planted)
+    data_records.register(group)
     app.add_typer(group, name="data")
 
 

@@ -19,12 +19,14 @@ from rookery.cli import (
     ranker_score,
     ranker_tools,
     ranker_train,
+    ranker_weights,
     reader,
     serve,
     timeline,
     twhin_ingest,
     twhin_results,
     twhin_train,
+    twhin_weights,
     world,
 )
 from rookery.cli.output import run_command
@@ -68,11 +70,11 @@ def _options(
 
 twhin = typer.Typer(no_args_is_help=True, help="Entity embeddings: from edges to neighbours.")
 app.add_typer(twhin, name="twhin")
-for _commands in (twhin_ingest, twhin_train, twhin_results):
+for _commands in (twhin_ingest, twhin_train, twhin_results, twhin_weights):
     _commands.register(twhin)
 ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impression log to probabilities.")
 app.add_typer(ranker, name="ranker")
-for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools):
+for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools, ranker_weights):
     _commands.register(ranker)
 for _commands in (timeline, serve, reader, data, world, config, doctor, demo):
     _commands.register(app)

@@ -55,7 +55,10 @@ def _init(
 
 def _train(
     config: Annotated[
-        Path, typer.Argument(help="A configuration, as `rookery ranker init` writes it.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A configuration, as `rookery ranker init` writes it, or one of the-algorithm-ml.", show_default=False
+        ),
     ],
     save_dir: Annotated[Path | None, typer.Option(help="The run directory; replaces training.save_dir.")] = None,
     overrides: Annotated[
@@ -68,13 +71,12 @@ def _train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train the heavy ranker; started again, it goes on where it stopped."""
-    from rookery.config.loader import load_config
-    from rookery.ranker.config import RankerConfig
+    from rookery.ranker.from_reference import load_ranker_config
     from rookery.ranker.train import train_ranker
 
     quoted = json.dumps(str(save_dir))  # a folder named 2024 is no number
     flags = [f"training.save_dir={quoted}"] if save_dir else []
-    loaded = load_config(RankerConfig, config, overrides or (), flags)
+    loaded = load_ranker_config(config, overrides or (), flags)
     result = train_ranker(loaded, debug=debug_loop)
     report = {"save_dir": loaded.training.save_dir, **vars(result)}
     emit(report, as_json, lambda: _table(report))

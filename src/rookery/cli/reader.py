@@ -92,24 +92,22 @@ def _certificate(cert: Path | None, key: Path | None) -> tuple[bytes, bytes] | N
 
 
 def _source(path: Path, save_dir: Path | None, overrides: list[str]) -> Source:
-    """What the configuration trains on: TwHIN's has relations, a ranker's has features."""
+    """What the configuration trains on."""
     import json
 
-    from rookery.config.document import read_document
-    from rookery.config.loader import load_config
+    from rookery.cli.jobs import Job, job_of
     from rookery.train.runtime import keep_freed_memory
 
     keep_freed_memory()
     flags = [] if save_dir is None else [f"training.save_dir={json.dumps(str(save_dir))}"]
-    data = read_document(path).data
-    if not (isinstance(data, dict) and "features" in data):
-        from rookery.twhin.config import TwhinConfig
+    if job_of(path) is Job.TWHIN:
+        from rookery.twhin.from_reference import load_twhin_config
         from rookery.twhin.reading import EdgeSource
 
-        return EdgeSource(load_config(TwhinConfig, path, overrides, flags))
-    from rookery.ranker.config import RankerConfig
+        return EdgeSource(load_twhin_config(path, overrides, flags))
+    from rookery.ranker.from_reference import load_ranker_config
     from rookery.ranker.reading import BatchSource
 
-    source = BatchSource(load_config(RankerConfig, path, overrides, flags))
+    source = BatchSource(load_ranker_config(path, overrides, flags))
     source.wait_for_inputs(lambda message: progress_console.print(message, soft_wrap=True))
     return source

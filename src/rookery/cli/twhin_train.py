@@ -45,7 +45,10 @@ def _init(
 
 def _train(
     config: Annotated[
-        Path, typer.Argument(help="A configuration, as `rookery twhin init` writes it.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A configuration, as `rookery twhin init` writes it, or one of the-algorithm-ml.", show_default=False
+        ),
     ],
     save_dir: Annotated[Path | None, typer.Option(help="The run directory; replaces training.save_dir.")] = None,
     overrides: Annotated[
@@ -58,13 +61,12 @@ def _train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train TwHIN; started again, it goes on where it stopped."""
-    from rookery.config.loader import load_config
-    from rookery.twhin.config import TwhinConfig
+    from rookery.twhin.from_reference import load_twhin_config
     from rookery.twhin.train import train_twhin
 
     quoted = json.dumps(str(save_dir))  # a folder named 2024 is no number
     flags = [f"training.save_dir={quoted}"] if save_dir else []
-    loaded = load_config(TwhinConfig, config, overrides or (), flags)
+    loaded = load_twhin_config(config, overrides or (), flags)
     result = train_twhin(loaded, debug=debug_loop)
     report = {"save_dir": loaded.training.save_dir, **vars(result)}
     emit(report, as_json, lambda: _table(report))

@@ -11,9 +11,9 @@ from typing import Any
 import rookery
 from rookery.config.fields import leaves
 from rookery.data.flight_wire import TensorTypes
-from rookery.data.row_groups import RowGroupSlice
+from rookery.data.record_files import RecordFile
+from rookery.data.row_groups import RowGroupSlice, SourceFile
 from rookery.data.stream import ParquetStream
-from rookery.storage.location import Location
 
 Description = dict[str, Any]
 """Numbers and strings by dotted field."""
@@ -75,8 +75,10 @@ def _sum(parts: Iterable[bytes]) -> str:
     return total.hexdigest()[:16]
 
 
-def _footer(file: Location) -> bytes:
-    """Name, size and footer of a Parquet file."""
+def _footer(file: SourceFile) -> bytes:
+    """Name, size and footer of a Parquet file; of one of records its sums, and what is read of it."""
+    if isinstance(file, RecordFile):
+        return file.identity().encode()
     with file.open("rb") as opened:
         size = opened.seek(-_FOOTER_END_BYTES, 2) + _FOOTER_END_BYTES
         length = int.from_bytes(opened.read(4), "little")

@@ -8,22 +8,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rookery.data.columns import ColumnType
-from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, read_rows
-from rookery.storage.location import Location
+from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, SourceFile, describe_row, read_rows
 
 
 @dataclass(frozen=True)
 class FoundRow:
     """The first row that was looked for; ``value`` is the value that made it so."""
 
-    file: Location
+    file: SourceFile
     row_group: int
     row: int
     column: str
     value: float
 
     def __str__(self) -> str:
-        return f"{self.file}: row group {self.row_group}, row {self.row}, column {self.column!r}"
+        return f"{describe_row(self.file, self.row_group, self.row)}, column {self.column!r}"
 
 
 def locate_row(

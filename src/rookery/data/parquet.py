@@ -46,8 +46,10 @@ def read_metadata(file: Location) -> pq.FileMetaData:
         return pq.read_metadata(source)
 
 
-def find_files(place: str) -> list[Location]:
-    """The Parquet files of a file, a folder or a glob, by path or URL; sorted, empty where there are none.
+def find_files(place: str, endings: tuple[str, ...] = (".parquet",)) -> list[Location]:
+    """The files of a file, a folder or a glob, by path or URL; sorted, empty where there are none.
+
+    Of a folder those are taken whose names end so.
 
     Raises ``DataError`` for a URL that cannot be looked into.
     """
@@ -58,11 +60,12 @@ def find_files(place: str) -> list[Location]:
     if not isinstance(location, Path):
         found = [location] if is_object(location) else matching(location)
         if not found:
-            found = [location / name for name in files_under(location, depth=1) if name.endswith(".parquet")]
+            found = [location / name for name in files_under(location, depth=1) if name.endswith(endings)]
         if not found:
             require_bucket(location)
         return list(found)
     if location.is_file():  # a name may have brackets in it
         return [location]
-    pattern = f"{glob.escape(str(location))}/*.parquet" if location.is_dir() else str(location)
-    return sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
+    if location.is_dir():
+        return sorted(file for file in location.iterdir() if file.name.endswith(endings) and file.name[0] != ".")
+    return sorted(Path(name) for name in glob.glob(str(location), recursive=True))  # noqa: PTH207 (absolute patterns)

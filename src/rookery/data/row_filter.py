@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookery.data.columns import is_time
-from rookery.data.row_groups import RowGroupSlice, read_column, read_footer, require_column
+from rookery.data.row_groups import RowGroupSlice, SourceFile, file_facts, read_column, require_column
 from rookery.errors import DataError
-from rookery.storage.location import Location
 
 Bound = int | float | str | date
 T = TypeVar("T", float, np.ndarray)
@@ -64,13 +64,12 @@ def filter_rows(slices: Sequence[RowGroupSlice], where: RowFilter) -> list[RowGr
 class _FileFilter:
     """The bounds in the unit of one file's column: numbers as they are, dates and times as microseconds since 1970."""
 
-    def __init__(self, file: Location, where: RowFilter) -> None:
+    def __init__(self, file: SourceFile, where: RowFilter) -> None:
         self._name = where.column
-        self._metadata = read_footer(file)
-        schema = self._metadata.schema.to_arrow_schema()
-        require_column(file, schema, where.column)
-        self._type = schema.field(where.column).type
-        paths = [self._metadata.schema.column(index).path for index in range(self._metadata.num_columns)]
+        facts = file_facts(file)
+        self._metadata = facts.parquet
+        require_column(file, facts.schema, where.column)
+        self._type = facts.schema.field(where.column).type
         try:
             self._low = None if where.at_least is None else _bound(where.at_least, self._type)
             self._high = None if where.below is None else _bound(where.below, self._type)
@@ -78,7 +77,6 @@ class _FileFilter:
             raise DataError(
                 f"{file}: rows cannot be selected by {where}: the column is {self._type}; {error}"
             ) from error
-        self._place = paths.index(where.column)
 
     def select(self, piece: RowGroupSlice) -> RowGroupSlice | None:
         inside = self._decided(piece.row_group)
@@ -94,6 +92,8 @@ class _FileFilter:
 
     def _decided(self, row_group: int) -> bool | None:
         """Whether all rows lie inside (True) or outside (False); None when the statistics do not tell."""
+        if self._metadata is None:
+            return None
         statistics = self._metadata.row_group(row_group).column(self._place).statistics
         if statistics is None or not statistics.has_min_max or statistics.physical_type in _WITHOUT_NUMBERS:
             return None
@@ -103,6 +103,13 @@ class _FileFilter:
         # Statistics leave NaN out.
         known = statistics.has_null_count and statistics.null_count == 0 and not pa.types.is_floating(self._type)
         return True if known and self._reached(least) and self._undercut(largest) else None
+
+    @functools.cached_property
+    def _place(self) -> int:
+        """The column among those of the file's statistics."""
+        assert self._metadata is not None
+        paths = (self._metadata.schema.column(index).path for index in range(self._metadata.num_columns))
+        return list(paths).index(self._name)
 
     def _selected(self, column: pa.ChunkedArray) -> np.ndarray:
         """Booleans ``[rows]``."""

@@ -1,12 +1,15 @@
-"""Parquet row groups as torch tensors: what a set of files holds, and reading some of it without a loop over rows."""
+"""Row groups as torch tensors: what a set of files holds, and reading some of it without a loop over rows.
+
+Files are Parquet, or files of records, whose blocks are row groups as well.
+"""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,9 @@ from torch import Tensor
 
 from rookery.data.columns import ColumnRequest, ColumnType, UnfitType, as_request, column_type
 from rookery.data.convert import BadValue, convert
+from rookery.data.damage import is_damage
 from rookery.data.parquet import open_parquet, read_metadata
+from rookery.data.record_files import DamagedBlock, RecordFile
 from rookery.errors import DataError
 from rookery.storage.location import Location
 
@@ -26,19 +31,28 @@ BYTES_PER_READ = 67_108_864
 COLUMN_BYTES_PER_READ = 8_388_608
 # Arrow decodes columns in parallel, which does not help where one column is most of a row.
 READERS = 2
-# Arrow gives what it cannot decode as an OSError without a number.
-_ERRORS_OF_FILES = {None, errno.ENOENT, errno.EIO, errno.ESTALE}
+
+
+SourceFile: TypeAlias = "Location | RecordFile"
+"""A Parquet file, or a file of records."""
 
 
 class CorruptRowGroup(DataError):
     """A row group cannot be decoded, or its file is gone; the message names file, row group and column."""
 
 
+def describe_row(file: SourceFile, row_group: int, row: int) -> str:
+    """Where a row of a row group is, for people."""
+    if isinstance(file, RecordFile):
+        return f"{file}: record {file.record(row_group, row)}"
+    return f"{file}: row group {row_group}, row {row}"
+
+
 @dataclass(frozen=True)
 class RowGroupSlice:
     """Rows ``start`` to ``stop`` (exclusive) of one row group of one file, or of those ``rows`` of it (ascending)."""
 
-    file: Location
+    file: SourceFile
     row_group: int
     start: int
     stop: int
@@ -47,6 +61,12 @@ class RowGroupSlice:
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
+
+    @property
+    def parquet(self) -> Location:
+        """The file, where only Parquet is read."""
+        assert not isinstance(self.file, RecordFile), self.file
+        return self.file
 
     def row_number(self, place: int) -> int:
         """The row within the row group that is at ``place`` in this slice."""
@@ -59,29 +79,58 @@ class RowGroupSlice:
         return table.take(pa.array(self.rows[self.start : self.stop]))
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of a file without reading its rows: columns, rows of each row group, of Parquet statistics."""
+
+    schema: pa.Schema
+    row_groups: tuple[int, ...]
+    parquet: pq.FileMetaData | None = None
+
+
+def file_facts(file: SourceFile) -> FileFacts:
+    """``DataError`` when a file is absent or not what it should be. The first look at a file of records reads it."""
+    if isinstance(file, RecordFile):
+        return FileFacts(file.schema, file.blocks)
+    metadata = read_footer(file)
+    sizes = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    return FileFacts(metadata.schema.to_arrow_schema(), tuple(sizes), metadata)
+
+
+def facts_of(files: Sequence[SourceFile]) -> Iterator[tuple[SourceFile, FileFacts]]:
+    """The facts of each file; those of files of records are found ahead, by several threads."""
+    records = [file for file in files if isinstance(file, RecordFile)]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="record-counter") as counters:
+        ahead = {file: counters.submit(file_facts, file) for file in records}
+        try:
+            for file in files:
+                yield file, ahead[file].result() if isinstance(file, RecordFile) else file_facts(file)
+        finally:
+            for each in ahead.values():
+                each.cancel()
+
+
 def list_row_groups(
-    files: Sequence[Location], columns: Sequence[str | ColumnRequest]
+    files: Sequence[SourceFile], columns: Sequence[str | ColumnRequest]
 ) -> tuple[list[RowGroupSlice], dict[str, ColumnType]]:
     """All row groups that hold rows, in file order, and the type of each column.
 
-    Reads only the footers. Raises ``DataError`` for a file that is absent or no Parquet, a column that is absent, of a
-    type that cannot become what is requested, or that becomes another tensor than in the first file.
+    Reads only the footers, and files of records that are new. Raises ``DataError`` for a file that is absent or not
+    what it should be, a column that is absent, of a type that cannot become what is requested, or that becomes another
+    tensor than in the first file.
     """
     slices: list[RowGroupSlice] = []
     types: dict[str, ColumnType] = {}
-    for file in files:
-        metadata = read_footer(file)
-        schema = metadata.schema.to_arrow_schema()
+    for file, facts in facts_of(files):
         for request in map(as_request, columns):
-            found = _column_type(file, schema, request)
+            found = _column_type(file, facts.schema, request)
             first = types.setdefault(request.key, found)
             if found != first:
                 raise DataError(
                     f"{file}: column {request.name!r} is {found}, but {first} in {files[0]}; "
                     "write all files with one schema"
                 )
-        sizes = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-        slices += [RowGroupSlice(file, index, 0, size) for index, size in enumerate(sizes) if size]
+        slices += [RowGroupSlice(file, index, 0, size) for index, size in enumerate(facts.row_groups) if size]
     return slices, types
 
 
@@ -194,7 +243,7 @@ def read_footer(file: Location) -> pq.FileMetaData:
         raise DataError(f"{file}: not a readable Parquet file ({_one_line(error)}); write the file again") from error
 
 
-def require_column(file: Location, schema: pa.Schema, name: str) -> None:
+def require_column(file: SourceFile, schema: pa.Schema, name: str) -> None:
     """Raise ``DataError`` where a file has no column ``name``, or several."""
     if name not in schema.names:
         raise DataError(f"{file}: no column {name!r}; the file has {', '.join(schema.names)}")
@@ -207,7 +256,7 @@ def twice(name: str) -> str:
     return f"column {name!r} is there twice; rename one of the two when the file is written"
 
 
-def _column_type(file: Location, schema: pa.Schema, request: ColumnRequest) -> ColumnType:
+def _column_type(file: SourceFile, schema: pa.Schema, request: ColumnRequest) -> ColumnType:
     require_column(file, schema, request.name)
     arrow_type = schema.field(request.name).type
     try:
@@ -233,19 +282,33 @@ def _reads(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> Ite
 
 
 def _read_table(pieces: Sequence[RowGroupSlice], columns: list[str]) -> pa.Table:
+    source = pieces[0].file
+    if isinstance(source, RecordFile):
+        return _read_records(source, pieces, columns)
     try:
-        with open_parquet(pieces[0].file) as file:
+        with open_parquet(source) as file:
             if all(piece.num_rows == file.metadata.row_group(piece.row_group).num_rows for piece in pieces):
                 return file.read_row_groups([piece.row_group for piece in pieces], columns=columns)
             tables = (piece.of(file.read_row_group(piece.row_group, columns=columns)) for piece in pieces)
             return pa.concat_tables(tables)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(pieces, columns, error) from error
+        raise _unreadable(source, pieces, columns, error) from error
 
 
-def _unreadable(pieces: Sequence[RowGroupSlice], columns: list[str], error: Exception) -> DataError:
+def _read_records(file: RecordFile, pieces: Sequence[RowGroupSlice], columns: list[str]) -> pa.Table:
+    tables = []
+    for piece in pieces:
+        try:
+            tables.append(piece.of(file.read(piece.row_group, columns)))
+        except DamagedBlock as error:
+            raise CorruptRowGroup(str(error)) from error
+        if tables[-1].num_rows != piece.num_rows:
+            raise DataError(f"{file}: was written anew while it was read; start again")
+    return pa.concat_tables(tables)
+
+
+def _unreadable(file: Location, pieces: Sequence[RowGroupSlice], columns: list[str], error: Exception) -> DataError:
     """Read one row group and column at a time to name the damaged one."""
-    file = pieces[0].file
     for piece in pieces:
         for column in columns:
             try:
@@ -253,17 +316,10 @@ def _unreadable(pieces: Sequence[RowGroupSlice], columns: list[str], error: Exce
                     parquet.read_row_group(piece.row_group, columns=[column])
             except (pa.ArrowException, OSError) as cause:
                 what = f"{file}: row group {piece.row_group}, column {column!r} cannot be decoded ({_one_line(cause)})"
-                if _is_damage(cause):
+                if is_damage(cause):
                     return CorruptRowGroup(f"{what}; write the file again")
                 return DataError(f"{what}; give this process more of what it lacks")
     return DataError(f"{file}: cannot be read ({_one_line(error)}); write the file again")
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, not this process: it may be short of memory or of open files."""
-    if isinstance(error, OSError):
-        return error.errno in _ERRORS_OF_FILES
-    return not isinstance(error, MemoryError)
 
 
 def _one_line(error: Exception) -> str:
@@ -279,7 +335,6 @@ def _copy_column(
             target[row : row + len(chunk)] = convert(chunk, column)
         except BadValue as error:
             piece, number = place_of(pieces, row + error.row)
-            raise DataError(
-                f"{piece.file}: row group {piece.row_group}, row {number}, column {column.request.name!r} {error}"
-            ) from error
+            place = describe_row(piece.file, piece.row_group, number)
+            raise DataError(f"{place}, column {column.request.name!r} {error}") from error
         row += len(chunk)

@@ -29,7 +29,7 @@ def staged(out: Path, *, overwrite: bool, marker: str) -> Iterator[Staging]:
     An ``out`` that exists is replaced if ``overwrite``, and only if it holds the file ``marker``: a slip of the pen
     must not remove a folder of another kind. Raises ``DataError`` before anything is written.
     """
-    _require_free(out, overwrite, marker)
+    require_free(out, overwrite, marker)
     with _termination_unwinds(), _hidden_sibling(out) as hidden:
         staging = Staging(hidden / "result", hidden / "scratch")
         staging.folder.mkdir()
@@ -40,7 +40,8 @@ def staged(out: Path, *, overwrite: bool, marker: str) -> Iterator[Staging]:
         staging.folder.rename(out)
 
 
-def _require_free(out: Path, overwrite: bool, marker: str) -> None:
+def require_free(out: Path, overwrite: bool, marker: str) -> None:
+    """Raise ``DataError`` where ``out`` is there and may not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:

@@ -1,4 +1,4 @@
-"""Parquet files as an endless, shuffled, resumable stream of batches of tensors.
+"""Parquet files, or files of records, as an endless, shuffled, resumable stream of batches of tensors.
 
 Order: row groups are dealt into lanes (``lanes.py``). In each epoch the row groups of a lane are permuted and gathered
 into buffers, in all lanes together of about ``buffer_rows`` rows, fewer where these would take more than
@@ -34,6 +34,7 @@ from rookery.data.row_filter import RowFilter, filter_rows
 from rookery.data.row_groups import (
     CorruptRowGroup,
     RowGroupSlice,
+    SourceFile,
     bytes_per_row,
     list_row_groups,
     read_rows,
@@ -41,7 +42,6 @@ from rookery.data.row_groups import (
     select_rows,
 )
 from rookery.errors import DataError
-from rookery.storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class LaneStream(ABC):
 
 
 class ParquetStream(LaneStream):
-    """Batches ``{column: tensor}`` of the rows of some Parquet files; an epoch hands out every row once.
+    """Batches ``{column: tensor}`` of the rows of some files; an epoch hands out every row once.
 
     Columns of integers or floats become ``[batch]``, fixed-size lists ``[batch, width]``; a ``ColumnRequest`` asks for
     more. The last batches of an epoch may be smaller. ``where`` selects rows by the values of a column, ``offset`` and
@@ -271,7 +271,7 @@ class ParquetStream(LaneStream):
 
     def __init__(  # noqa: PLR0913 - each is a choice of its own, named at the call
         self,
-        files: Sequence[Location],
+        files: Sequence[SourceFile],
         columns: Sequence[str | ColumnRequest],
         batch_size: int,
         *,
@@ -381,5 +381,5 @@ def _too_little_to_read(place: str, num_rows: int, num_lanes: int) -> str:
     return f"{num_rows} rows, fewer than the num_lanes={num_lanes} that share them, in {place}; use fewer lanes"
 
 
-def _place(files: Sequence[Location]) -> str:
+def _place(files: Sequence[SourceFile]) -> str:
     return f"{len(files)} files, first {files[0]}" if files else "no files"

@@ -92,9 +92,9 @@ def _partition_tables(world: Path, config: RankerConfig, split: str) -> list[_Ta
     columns = ["impression_id", "user_id", *ENGAGEMENTS]
     logs: dict[Location, list[pa.Table]] = {}
     for piece in partition_rows(config.validation_data[split]):
-        with open_parquet(piece.file) as file:
+        with open_parquet(piece.parquet) as file:
             group = file.read_row_group(piece.row_group, columns)
-        logs.setdefault(piece.file, []).append(piece.of(group))
+        logs.setdefault(piece.parquet, []).append(piece.of(group))
     tables = []
     for place, parts in logs.items():
         log = pa.concat_tables(parts)

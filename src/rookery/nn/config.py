@@ -174,7 +174,7 @@ class LayerNormConfig(StrictModel):
 class DoubleNormLogConfig(StrictModel):
     """``sign(x) log1p(|x|)``, batch normalisation, clamp, binary features beside, layer normalisation over all."""
 
-    batch_norm_config: BatchNormConfig = BatchNormConfig(affine=False)
+    batch_norm_config: BatchNormConfig | None = BatchNormConfig(affine=False)
     clip_magnitude: Positive = 5.0
     layer_norm_config: LayerNormConfig | None = LayerNormConfig()
 

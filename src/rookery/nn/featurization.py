@@ -117,7 +117,8 @@ class DoubleNormLog(nn.Module):
 
     def __init__(self, config: DoubleNormLogConfig, width: int) -> None:
         super().__init__()
-        self.batch_norm = BatchNorm(config.batch_norm_config, width) if width else nn.Identity()
+        norm = config.batch_norm_config
+        self.batch_norm = BatchNorm(norm, width) if norm is not None and width else nn.Identity()
         self.clip_magnitude = config.clip_magnitude
 
     def forward(self, x: Tensor) -> Tensor:

@@ -63,14 +63,15 @@ class MaskNet(nn.Module):
     """
 
     per_task: ClassVar[bool] = False
+    places: tuple[tuple[int, int], ...]
+    """Of each block of the configuration the module of ``blocks`` that it is in, and its index there."""
 
     def __init__(self, config: MaskNetConfig, in_features: int) -> None:
         super().__init__()
         blocks = config.mask_blocks
         self._parallel = config.use_parallel
-        self._order: tuple[tuple[int, int], ...] = ()
         if config.use_parallel:
-            groups, self._order = group_equal(blocks)
+            groups, self.places = group_equal(blocks)
             self.blocks = nn.ModuleList(MaskBlocks(block, num, in_features, in_features) for block, num in groups)
             width = sum(block.output_size for block in blocks)
         else:
@@ -78,6 +79,7 @@ class MaskNet(nn.Module):
             self.blocks = nn.ModuleList(
                 MaskBlocks(block, 1, width, in_features) for block, width in zip(blocks, widths, strict=False)
             )
+            self.places = tuple((number, 0) for number in range(len(blocks)))
             width = widths[-1]
         self.mlp = Mlp(config.mlp, width) if config.mlp is not None else None
         self.out_features = width if self.mlp is None else self.mlp.out_features
@@ -90,7 +92,7 @@ class MaskNet(nn.Module):
         outputs: list[Tensor] = [blocks(x, x) for blocks in self.blocks]  # a group each: [batch, num, output_size]
         if len(outputs) == 1:
             return outputs[0].flatten(1)
-        return torch.cat([outputs[group][:, member] for group, member in self._order], dim=1)
+        return torch.cat([outputs[group][:, member] for group, member in self.places], dim=1)
 
     def _one_by_one(self, x: Tensor) -> Tensor:
         out = x

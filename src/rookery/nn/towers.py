@@ -26,9 +26,9 @@ class Towers(nn.Module):
         others = [task for task, config in configs.items() if config.mlp_config is None]
         self.towers = nn.ModuleList(MlpTowers(mlp, len(tasks), layout.width) for mlp, tasks in equal.items())
         self.towers.extend(NetworkTower(configs[task], layout) for task in others)
-        # Of each module the tasks whose logits it makes.
-        self._tasks_of = [*equal.values(), *((task,) for task in others)]
-        made = [task for tasks in self._tasks_of for task in tasks]
+        self.tasks_of = [*equal.values(), *((task,) for task in others)]
+        """Of each module of ``towers`` the tasks whose logits it makes."""
+        made = [task for tasks in self.tasks_of for task in tasks]
         self._order = [made.index(task) for task in self._tasks]
         maps = {task: config.affine_map for task, config in configs.items() if config.affine_map is not None}
         self.affine_map = AffineMaps(maps, self._tasks) if maps else None
@@ -37,7 +37,7 @@ class Towers(nn.Module):
         """``[batch, F]``, which all towers read, or ``[T, batch, F]`` → logits ``[batch, T]``."""
         parts = [
             tower(x if x.dim() == 2 else self._inputs(x, tasks))
-            for tower, tasks in zip(self.towers, self._tasks_of, strict=True)
+            for tower, tasks in zip(self.towers, self.tasks_of, strict=True)
         ]
         logits = torch.cat(parts, dim=1)
         if self._order != sorted(self._order):
@@ -52,7 +52,7 @@ class Towers(nn.Module):
     def tower_parameters(self) -> dict[str, list[tuple[nn.Parameter, int | None]]]:
         """The parameters of each task; of a stacked parameter with the index of the task's slice, else None."""
         parameters: dict[str, list[tuple[nn.Parameter, int | None]]] = {task: [] for task in self._tasks}
-        for tower, tasks in zip(self.towers, self._tasks_of, strict=True):
+        for tower, tasks in zip(self.towers, self.tasks_of, strict=True):
             for index, task in enumerate(tasks):
                 at = index if isinstance(tower, MlpTowers) else None
                 parameters[task] += [(parameter, at) for parameter in tower.parameters()]

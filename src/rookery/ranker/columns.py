@@ -101,7 +101,7 @@ def _uses(config: RankerConfig) -> Iterator[ColumnUse]:
 
 def _feature_uses(config: RankerConfig) -> Iterator[ColumnUse]:
     features = config.features
-    for kind in ("continuous", "binary", "dense"):
+    for kind in ("continuous", "binary", "dense", "blocks"):
         for numeric in getattr(features, kind):
             yield ColumnUse(f"features.{kind}.{numeric.name}", "features", numeric_request(numeric))
     for discrete in features.discrete:

@@ -270,7 +270,8 @@ def _feature_problems(features: FeaturesConfig) -> list[str]:
     names = [feature.name for group in groups for feature in group]
     names += [joined.name for joined in features.embeddings]
     tables = [table.name for table in features.tables]
-    problems = [f"features: {name!r} is named twice" for name in _repeated(names)]
+    unseen = [block.name for block in features.blocks]
+    problems = [f"features: {name!r} is named twice" for name in _repeated([*names, *unseen])]
     problems += [f"features.tables: {name!r} is named twice" for name in _repeated(tables)]
     if not names:
         problems.append("features: there are none; name at least one column")
@@ -306,6 +307,16 @@ def _partition_problems(config: RankerConfig) -> list[str]:
         )
     if config.model.position_debias_config is not None and config.keys.position is None:
         problems.append("model.position_debias_config: needs keys.position, the column with the position of a row")
+    for name, partition in config.validation_data.items():
+        field = f"validation_data.{name}"
+        wanted = {
+            "tasks": (partition.tasks or (), config.tasks),
+            "sampling": (partition.sampling, tuple(config.labels)),
+        }
+        for kind, (named, known) in wanted.items():
+            problems += [
+                f"{field}.{kind}: no task {task!r}; {did_you_mean(task, known)}" for task in named if task not in known
+            ]
     stratifiers = [one.name for one in config.evaluation.stratifiers]
     problems += [f"evaluation.stratifiers: {name!r} is named twice" for name in _repeated(stratifiers)]
     return problems

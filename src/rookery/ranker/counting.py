@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rookery.data.columns import is_text
 from rookery.data.ids import NoId, encode_ids
-from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, read_column
+from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, describe_row, read_column
 from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
 from rookery.ranker.features_config import FeaturesConfig, TableConfig, VocabularyConfig
@@ -123,8 +123,8 @@ def _values(piece: RowGroupSlice, column: str) -> pa.Array:
     except NoId as error:
         row = piece.row_number(error.row if rows is None else rows[error.row].as_py())
         raise DataError(
-            f"{piece.file}: row group {piece.row_group}, row {row}, column {column!r} {error}; write "
-            "ids as integers or strings"
+            f"{describe_row(piece.file, piece.row_group, row)}, column {column!r} {error}; write ids as integers or "
+            "strings"
         ) from error
     return pa.array(ids, mask=array.is_null().to_numpy(zero_copy_only=False))
 

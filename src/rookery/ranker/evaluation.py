@@ -101,7 +101,7 @@ def make_validation(
 def _measure(
     config: RankerConfig, split: str, model: RankerModel, batches: Iterable[RankerBatch], num_bootstrap: int
 ) -> Evaluation:
-    tasks = config.evaluation.tasks or model.tasks
+    tasks = config.validation_data[split].tasks or config.evaluation.tasks or model.tasks
     meter = EngagementMeter(tasks, tuple(each.name for each in config.evaluation.stratifiers))
     places = torch.tensor([model.tasks.index(task) for task in tasks])
     for batch in batches:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from rookery.config.base import OneOf, StrictModel
+from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs, RecordsConfig
 from rookery.optim.config import OptimizerConfig
 from rookery.storage.location import absolute
 
@@ -133,6 +134,8 @@ class FeaturesConfig(StrictModel):
     binary: tuple[NumericFeature, ...] = ()
     dense: tuple[NumericFeature, ...] = ()
     """Vectors made elsewhere; each passes a layer norm of its own."""
+    blocks: tuple[NumericFeature, ...] = ()
+    """What the network does not see: ``preprocess.extract_features`` takes columns of them."""
     discrete: tuple[DiscreteFeature, ...] = ()
     ragged: tuple[RaggedFeature, ...] = ()
     tables: tuple[TableConfig, ...] = ()
@@ -181,12 +184,14 @@ class ExtractFeature(StrictModel):
 
 
 class DownsampleNegatives(StrictModel):
-    """Keep every row with an engagement of the list, and of the others ``batch_multiplier`` rows for each of those.
+    """Keep every row with an engagement of the list, and a part of the others, weighted up by the share left out."""
 
-    Rows kept of the others are weighted up by the share that was left out.
-    """
+    one_of: ClassVar[tuple[OneOf, ...]] = (OneOf(("batch_multiplier", "rows_per_kept"), required=True),)
 
-    batch_multiplier: Positive
+    batch_multiplier: Positive | None = None
+    """Of the others so many for each row with an engagement."""
+    rows_per_kept: PositiveInt | None = None
+    """Of so many rows one is kept: those with an engagement, and others as far as there is room."""
     engagements_list: tuple[str, ...] = Field(min_length=1)
 
 
@@ -220,15 +225,20 @@ class KeysConfig(StrictModel):
     """Place on the page, counted from 0; null where it is unknown. Read for ``model.position_debias_config`` alone."""
 
 
-class LabelConfig(StrictModel):
+class SamplingRates(StrictModel):
+    """Shares of the rows with and without an engagement that a log has kept."""
+
+    pos_downsampling_rate: Share = 1.0
+    neg_downsampling_rate: Share = 1.0
+
+
+class LabelConfig(SamplingRates):
     """Where a task's label is read. Rates say how the log was sampled: undone in probabilities and metrics.
 
     The loss is of the rows as they are; the logits that it learns are then shifted by ``log(neg_rate / pos_rate)``.
     """
 
     column: str | None = None
-    pos_downsampling_rate: Share = 1.0
-    neg_downsampling_rate: Share = 1.0
 
 
 class RowFilterConfig(StrictModel):
@@ -246,10 +256,20 @@ class RowFilterConfig(StrictModel):
 
 
 class PartitionConfig(StrictModel):
-    """Rows of some Parquet files."""
+    """Rows of some files: Parquet, or ``records``."""
 
-    inputs: tuple[str, ...] = Field(min_length=1)
+    one_of: ClassVar[tuple[OneOf, ...]] = (
+        OneOf(("inputs", "explicit_date_inputs", "explicit_datetime_inputs"), required=True),
+    )
+
+    inputs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Files, directories or globs, by path or URL."""
+    explicit_date_inputs: ExplicitDateInputs | None = None
+    explicit_datetime_inputs: ExplicitDatetimeInputs | None = None
+    num_files_to_keep: PositiveInt | None = None
+    """Of all files found, sorted, the first so many."""
+    records: RecordsConfig | None = None
+    """What the files hold where they are no Parquet."""
     rows: RowFilterConfig | None = None
     limit: PositiveInt | None = None
     offset: int = Field(default=0, ge=0)
@@ -257,7 +277,15 @@ class PartitionConfig(StrictModel):
 
     def with_whole_paths(self) -> Self:
         """The same with absolute paths."""
-        return self.model_copy(update={"inputs": tuple(map(absolute, self.inputs))})
+        dates, hours, records = self.explicit_date_inputs, self.explicit_datetime_inputs, self.records
+        return self.model_copy(
+            update={
+                "inputs": None if self.inputs is None else tuple(map(absolute, self.inputs)),
+                "explicit_date_inputs": None if dates is None else dates.with_whole_paths(),
+                "explicit_datetime_inputs": None if hours is None else hours.with_whole_paths(),
+                "records": None if records is None else records.with_whole_paths(),
+            }
+        )
 
 
 class TrainPartition(PartitionConfig):
@@ -274,3 +302,7 @@ class TrainPartition(PartitionConfig):
 class EvaluationPartition(PartitionConfig):
     during_training: bool = True
     """Whether validations of the run measure it; a test set is measured on demand."""
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Tasks that are measured on it; left out, those of ``evaluation.tasks``."""
+    sampling: dict[str, SamplingRates] = Field(default_factory=dict)
+    """By task, where its log was sampled otherwise than ``labels`` say: undone in the weights of its metrics."""

@@ -1,4 +1,4 @@
-"""The Parquet files of a partition, and which of their rows belong to it."""
+"""The files of a partition, and which of their rows belong to it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,51 @@ from collections.abc import Mapping
 from itertools import groupby
 
 from rookery.data import parquet
+from rookery.data.dated_files import files_of_days, files_of_hours
+from rookery.data.record_files import ENDINGS, record_files
 from rookery.data.row_filter import RowFilter, filter_rows
-from rookery.data.row_groups import RowGroupSlice, list_row_groups, select_rows
+from rookery.data.row_groups import RowGroupSlice, SourceFile, list_row_groups, select_rows
 from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
 from rookery.ranker.features_config import PartitionConfig, TrainPartition
 from rookery.storage.location import Location
 
 
-def find_files(partition: PartitionConfig) -> list[Location]:
-    """The files, sorted within each of the inputs. ``DataError`` where an input has none."""
+def find_files(partition: PartitionConfig) -> list[SourceFile]:
+    """The files of a partition, in its order. ``DataError`` where an input has none, ``ConfigError`` for a schema."""
+    places = find_places(partition)
+    if partition.records is None:
+        return list(places)
+    return list(record_files(places, partition.records, skip_damage=on_corrupt(partition) == "skip"))
+
+
+def find_places(partition: PartitionConfig) -> list[Location]:
+    """Where the files lie, sorted within each of the inputs, or by time. ``DataError`` where an input has none."""
+    places = _given(partition) if partition.inputs is not None else _dated(partition)
+    return places[: partition.num_files_to_keep]
+
+
+def _given(partition: PartitionConfig) -> list[Location]:
+    kind = "Parquet file" if partition.records is None else "file of records"
     files: list[Location] = []
-    for place in partition.inputs:
-        found = parquet.find_files(place)
+    for place in partition.inputs or ():
+        found = parquet.find_files(place, _endings(partition))
         if not found:
-            raise DataError(f"inputs: {place}: no Parquet file there; name a file, a directory or a glob")
+            raise DataError(f"inputs: {place}: no {kind} there; name a file, a directory or a glob")
         files += found
     return files
+
+
+def _dated(partition: PartitionConfig) -> list[Location]:
+    days, hours = partition.explicit_date_inputs, partition.explicit_datetime_inputs
+    if days is not None:
+        return files_of_days(days, _endings(partition))
+    assert hours is not None
+    return files_of_hours(hours, _endings(partition))
+
+
+def _endings(partition: PartitionConfig) -> tuple[str, ...]:
+    return (".parquet",) if partition.records is None else ENDINGS
 
 
 def row_filter(partition: PartitionConfig) -> RowFilter | None:
@@ -41,6 +69,35 @@ def partition_rows(partition: PartitionConfig) -> list[RowGroupSlice]:
     slices, _ = list_row_groups(find_files(partition), [])
     where = row_filter(partition)
     return select_rows(slices if where is None else filter_rows(slices, where), partition.offset, partition.limit)
+
+
+def missing_files(partitions: Mapping[str, PartitionConfig]) -> dict[str, str]:
+    """For each partition, by its field, whose files are not all there: what is amiss, and the override that mends it.
+
+    Partitions with the same fault share one message.
+    """
+    faults: dict[str, str] = {}
+    for field, partition in partitions.items():
+        try:
+            find_places(partition)
+        except DataError as error:
+            faults[field] = str(error)
+    messages = {}
+    for field, fault in faults.items():
+        alike = [other for other, same in faults.items() if same == fault]
+        wanted = _override(partitions[alike[0]])
+        remedy = f"--set '{alike[0]}.{wanted}'"
+        if len(alike) > 1:
+            remedy += f" --set 'validation_data.*.{wanted}' ({len(alike)} partitions have this fault)"
+        messages[field] = f"{alike[0]}.{fault}: {remedy}"
+    return messages
+
+
+def _override(partition: PartitionConfig) -> str:
+    if partition.inputs is not None:
+        return "inputs=[PATH]"
+    kind = "explicit_date_inputs" if partition.explicit_date_inputs is not None else "explicit_datetime_inputs"
+    return f"{kind}.data_root=PATH"
 
 
 def require_rows(partitions: Mapping[str, PartitionConfig]) -> None:

@@ -13,7 +13,7 @@ from rookery.data.parquet import open_parquet
 from rookery.data.row_groups import RowGroupSlice, list_row_groups, read_footer, require_column
 from rookery.errors import DataError
 from rookery.ranker.features_config import PartitionConfig
-from rookery.ranker.files import find_files
+from rookery.ranker.files import find_places
 
 SPLITS = ("train", "valid", "test")
 MIN_ROWS = 1_000
@@ -51,7 +51,7 @@ def open_log(inputs: Sequence[Path]) -> Log:
     """Find the files. Raises ``DataError`` where there are none, or too few rows to learn from."""
     whole = tuple(path.resolve() for path in inputs)
     splits = _split_folder(whole)
-    found = find_files(PartitionConfig(inputs=tuple(map(str, whole))))
+    found = find_places(PartitionConfig(inputs=tuple(map(str, whole))))
     files = (splits["train"],) if splits else tuple(file for file in found if isinstance(file, Path))
     slices, _ = list_row_groups(files, [])
     num_rows = sum(piece.num_rows for piece in slices)
@@ -119,7 +119,7 @@ def _split_folder(inputs: Sequence[Path]) -> dict[str, Path]:
 def _bytes_per_row(slices: Sequence[RowGroupSlice]) -> int:
     """Decoded, by the footer of the largest row group."""
     largest = max(slices, key=lambda piece: piece.num_rows)
-    group = read_footer(largest.file).row_group(largest.row_group)
+    group = read_footer(largest.parquet).row_group(largest.row_group)
     return max(1, int(group.total_byte_size) // int(group.num_rows))
 
 
@@ -136,7 +136,7 @@ def _read(piece: RowGroupSlice, step: int, num_rows: int) -> pa.Table:
 
 def _runs(piece: RowGroupSlice, step: int, num_rows: int) -> Iterator[pa.RecordBatch]:
     block_rows = min(_BLOCK_ROWS, step * min(_RUN_ROWS, num_rows))
-    with open_parquet(piece.file) as file:
+    with open_parquet(piece.parquet) as file:
         for block in file.iter_batches(block_rows, row_groups=[piece.row_group]):
             run_rows = min(num_rows, -(-block.num_rows // step))
             yield block.take(pa.array(range(run_rows)))  # a copy: a slice would hold all of the block

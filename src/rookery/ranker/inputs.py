@@ -20,17 +20,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rookery.checkpoint.files import DamagedCheckpoint, StoredTensors, file_sum, force_to_disk, require_sum
+from rookery.checkpoint.files import DamagedCheckpoint, StoredTensors, file_sum, require_sum
 from rookery.data.staging import staged
 from rookery.errors import ConfigError, DataError, RunNotFound
 from rookery.ranker.columns import ColumnPlan
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.counting import Vocabulary, count_vocabularies, inline_vocabulary
 from rookery.ranker.features_config import PartitionConfig
-from rookery.ranker.files import partition_rows, require_rows
+from rookery.ranker.files import missing_files, partition_rows, require_rows
 from rookery.ranker.joins import JoinedVectors, check_join, read_join
 from rookery.ranker.masks import Mask, preprocess_problems, read_masks
 from rookery.ranker.schema import IdType, absent_columns, check_schema, type_problems
+from rookery.storage.disk import force_to_disk
 
 INPUTS = "inputs"
 """Folder of a run with its vocabularies and joined vectors."""
@@ -126,7 +127,10 @@ def _check(config: RankerConfig, masks: Mapping[str, Mask]) -> dict[str, IdType]
     problems += [problem for joined in config.features.embeddings if (problem := check_join(joined)) is not None]
     uses = ColumnPlan(config).uses
     types: dict[str, IdType] = {}
-    for partition in (config.train_data, *config.validation_data.values()):
+    partitions = {"train_data": config.train_data} | _validation_fields(config)
+    missing = missing_files(partitions)
+    problems += missing.values()
+    for partition in (partition for field, partition in partitions.items() if field not in missing):
         try:
             problems += absent_columns(config, partition)
             types = check_schema(config, partition, uses, types)

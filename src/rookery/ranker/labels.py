@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from rookery.data.ids import MISSING_ID
 from rookery.data.stream import StreamPosition
 from rookery.ranker.columns import ColumnPlan, id_request, label_column, read_labels
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.features_config import DownsampleNegatives, RectifyLabels
+from rookery.ranker.features_config import DownsampleNegatives, RectifyLabels, SamplingRates
 from rookery.ranker.wrong_value import WrongValue
 
 _HOUR_MS = 3_600_000
@@ -32,9 +32,7 @@ class Labels:
         self._weight = None if weight is None else plan.key(ColumnRequest(weight, "number"))
         rectify = config.preprocess.rectify_labels
         self._rectify = None if rectify is None else _Rectification(rectify, plan)
-        rates = [config.labels[task] for task in config.tasks]
-        self._per_positive = torch.tensor([1 / rate.pos_downsampling_rate for rate in rates])
-        self._per_negative = torch.tensor([1 / rate.neg_downsampling_rate for rate in rates])
+        self.unsampled_weights = UnsampledWeights([config.labels[task] for task in config.tasks])
 
     def read(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Labels ``[batch]`` by task, 0 or 1; ``WrongValue`` for others."""
@@ -58,14 +56,25 @@ class Labels:
             raise WrongValue(self._weight, _is_no_weight, problem)
         return weights
 
-    def unsampled_weights(self, labels: Tensor, row_weights: Tensor) -> Tensor:
-        """``row weight × (y / pos_rate + (1 - y) / neg_rate)`` ``[batch, tasks]``: undoes how the log was sampled."""
-        return row_weights.unsqueeze(1) * torch.where(labels == 1, self._per_positive, self._per_negative)
-
     def _wrong_label(self, labels: Mapping[str, Tensor]) -> WrongValue:
         task = next(task for task, values in labels.items() if _is_no_label(values).any())
         problem = f"the label of task {task!r} is 0 or 1; correct it, or map it when the log is written"
         return WrongValue(self._keys[task], _is_no_label, problem)
+
+
+class UnsampledWeights:
+    """``row weight × (y / pos_rate + (1 - y) / neg_rate)`` of labels ``[batch, tasks]`` and weights ``[batch]``: undoes
+    how the log was sampled, with the rates of each task.
+    """
+
+    def __init__(self, rates: Sequence[SamplingRates]) -> None:
+        self._per_positive = torch.tensor([1 / rate.pos_downsampling_rate for rate in rates])
+        self._per_negative = torch.tensor([1 / rate.neg_downsampling_rate for rate in rates])
+
+    def __call__(self, labels: Tensor, row_weights: Tensor) -> Tensor:
+        """``[batch, tasks]``."""
+        per_row = torch.where(labels == 1, self._per_positive.to(labels.device), self._per_negative.to(labels.device))
+        return row_weights.unsqueeze(1) * per_row
 
 
 class _Rectification:
@@ -118,22 +127,31 @@ def downsample_lanes(
 def downsample_negatives(
     config: DownsampleNegatives, labels: Mapping[str, Tensor], position: StreamPosition, lane: int = 0
 ) -> KeptRows:
-    """All rows with one of the engagements, and ``batch_multiplier`` of the others for each of those.
+    """All rows with one of the engagements, and ``batch_multiplier`` of the others for each of those, or so many that
+    one row of ``rows_per_kept`` is left, but at least one of the others.
 
     The kept of the others weigh (number of others / number of kept): the expected sum of weight × anything is that of
-    the whole batch. A batch without engagement counts as one with one. Drawn from the seed, the place of the batch
-    in the stream and the lane alone.
+    the whole batch. For ``batch_multiplier`` a batch without engagement counts as one with one. Drawn from the seed,
+    the place of the batch in the stream and the lane alone.
     """
     engaged = torch.stack([labels[task] for task in config.engagements_list]).amax(0) == 1
     others = (~engaged).nonzero().squeeze(1)
     num_engaged = len(engaged) - len(others)
-    num_kept = min(len(others), max(1, round(config.batch_multiplier * max(1, num_engaged))))
+    num_kept = min(len(others), max(1, _num_wanted(config, len(engaged), num_engaged)))
     drawn = others[torch.randperm(len(others), generator=_generator(position, lane))[:num_kept]]
     keep = engaged.clone()
     keep[drawn] = True
     rows = keep.nonzero().squeeze(1)
     weights = torch.where(engaged[rows], 1.0, len(others) / max(1, num_kept))
     return KeptRows(rows, weights)
+
+
+def _num_wanted(config: DownsampleNegatives, num_rows: int, num_engaged: int) -> int:
+    """Of the rows without engagement."""
+    if config.rows_per_kept is not None:
+        return num_rows // config.rows_per_kept - num_engaged
+    assert config.batch_multiplier is not None  # exactly one is given
+    return round(config.batch_multiplier * max(1, num_engaged))
 
 
 def _generator(position: StreamPosition, lane: int) -> torch.Generator:

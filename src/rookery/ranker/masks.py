@@ -24,7 +24,7 @@ def read_masks(config: PreprocessConfig) -> dict[str, Mask]:
 
 def preprocess_problems(config: RankerConfig, masks: Mapping[str, Mask]) -> Iterator[str]:
     """Everything in ``preprocess`` that does not fit the features."""
-    groups = (config.features.continuous, config.features.binary, config.features.dense)
+    groups = (config.features.continuous, config.features.binary, config.features.dense, config.features.blocks)
     features = {feature.name: feature for group in groups for feature in group}
     widths = _widths(config.preprocess, features, masks)
     for cut in config.preprocess.truncate_and_slice:

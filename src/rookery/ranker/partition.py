@@ -17,8 +17,9 @@ from rookery.data.stream import Columns, ParquetStream, StreamPosition
 from rookery.parallel.world import rank, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
-from rookery.ranker.features_config import PartitionConfig, TrainPartition
+from rookery.ranker.features_config import EvaluationPartition, PartitionConfig, TrainPartition
 from rookery.ranker.files import find_files, on_corrupt, row_filter
+from rookery.ranker.labels import UnsampledWeights
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.schema import check_schema
 from rookery.ranker.wrong_value import WrongValue
@@ -117,9 +118,19 @@ def evaluation_batches(
     total = min(stream.batches_per_epoch, num_batches or stream.batches_per_epoch)
     first, last = (total * each // world_size() for each in (rank(), rank() + 1))
     stream.seek(replace(stream.position(), num_batches=first))
+    reweighted = _as_sampled(config, partition)
     with Prefetcher(islice(prepare(stream, transform), last - first), _PREFETCH_BATCHES) as batches:
         for prepared in batches:
-            yield prepared.batch
+            yield reweighted(prepared.batch)
+
+
+def _as_sampled(config: RankerConfig, partition: PartitionConfig) -> Callable[[RankerBatch], RankerBatch]:
+    """Gives a batch the weights that undo how the log of its partition was sampled."""
+    own = partition.sampling if isinstance(partition, EvaluationPartition) else {}
+    if not own:
+        return lambda batch: batch
+    weights = UnsampledWeights([own.get(task) or config.labels[task] for task in config.tasks])
+    return lambda batch: replace(batch, weights=weights(batch.labels, batch.loss_weights))
 
 
 class NonFiniteWarnings:

@@ -49,6 +49,7 @@ class Preprocessor(nn.Module):
         self.continuous = self._group(features.continuous, inputs)
         self.binary = self._group(features.binary, inputs)
         self._dense = {feature.name: self._group((feature,), inputs) for feature in features.dense}
+        self._unseen = self._group(features.blocks, inputs)
         self._lookups = {table.name: _lookup(table, inputs) for table in features.tables}
         self._joins = {joined.name: lookup_of_keys(inputs.joined[joined.name].ids) for joined in features.embeddings}
         # Names of features may have dots, which names of modules may not.
@@ -176,7 +177,7 @@ class Preprocessor(nn.Module):
         return {**columns, **extracted}
 
     def _blocks(self) -> dict[str, Block]:
-        groups = (self.continuous, self.binary, *self._dense.values())
+        groups = (self.continuous, self.binary, *self._dense.values(), self._unseen)
         return {block.name: block for group in groups for block in group.blocks}
 
     def _features(self, columns: Mapping[str, Tensor]) -> RankerFeatures:

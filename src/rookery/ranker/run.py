@@ -70,6 +70,18 @@ def load_run(
     Raises ``RunNotFound`` when there is no such run or checkpoint. Where a checkpoint's calibration was not fitted yet,
     that is done now, from the run's own data.
     """
+    loaded = load_weights(run, checkpoint, device)
+    pack_for_scoring(loaded.model.eval())
+    calibration = calibrated(run, loaded.step, loaded.config, loaded.model, loaded.preprocessor)
+    if calibration is not None:
+        calibration.apply(loaded.model)
+    return loaded
+
+
+def load_weights(
+    run: Path, checkpoint: Literal["auto", "latest", "best"] | int = "auto", device: torch.device | None = None
+) -> LoadedRun:
+    """The same without calibration, for whoever looks at the weights: averaged ones, where the run averages."""
     config = run_config(run)
     if checkpoint == "auto":
         checkpoint = "latest" if best_step(run) is None else "best"
@@ -80,8 +92,4 @@ def load_run(
     model.load_tensors(stored.tensors("model"))
     if config.optimizer.average is not None:
         load_average(dict(model.named_parameters()), stored.tensors(AVERAGE))
-    pack_for_scoring(model.eval())
-    calibration = calibrated(run, stored.step, config, model, preprocessor)
-    if calibration is not None:
-        calibration.apply(model)
     return LoadedRun(run, config, stored.step, model, preprocessor)

@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from rookery.config.suggest import did_you_mean
 from rookery.data.columns import ColumnRequest, UnfitType, column_type, is_text
-from rookery.data.row_groups import read_footer, twice
+from rookery.data.row_groups import SourceFile, facts_of, twice
 from rookery.errors import DataError
 from rookery.ranker.columns import ColumnUse
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig
 from rookery.ranker.files import find_files
-from rookery.storage.location import Location
 
 IdType = Literal["number", "text"]
 """Numbers, truth values and times, or strings and bytes: ids of one kind never equal those of the other."""
@@ -32,8 +31,8 @@ def check_schema(
     problems: list[str] = []
     types: dict[str, IdType] = dict(known)
     seen: list[pa.Schema] = []
-    for file in find_files(partition):
-        schema = read_footer(file).schema.to_arrow_schema()
+    for file, facts in facts_of(find_files(partition)):
+        schema = facts.schema
         if not any(schema.equals(other) for other in seen):
             seen.append(schema)
             problems += _file_problems(config, file, schema, uses, types)
@@ -83,7 +82,7 @@ def id_type(arrow_type: pa.DataType) -> IdType:
 
 
 def _file_problems(
-    config: RankerConfig, file: Location, schema: pa.Schema, uses: Sequence[ColumnUse], types: dict[str, IdType]
+    config: RankerConfig, file: SourceFile, schema: pa.Schema, uses: Sequence[ColumnUse], types: dict[str, IdType]
 ) -> Iterator[str]:
     mixed: set[str] = set()
     for use in uses:
@@ -114,8 +113,8 @@ def absent_columns(config: RankerConfig, partition: PartitionConfig) -> Iterator
     named = {"keys.item": config.keys.item, "keys.time": config.keys.time}
     if partition.rows is not None:
         named["rows.column"] = partition.rows.column
-    for file in find_files(partition):
-        names = read_footer(file).schema.to_arrow_schema().names
+    for file, facts in facts_of(find_files(partition)):
+        names = facts.schema.names
         for field, column in named.items():
             if column is None:
                 continue

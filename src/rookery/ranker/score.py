@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from rookery.checkpoint.files import force_to_disk
 from rookery.data.row_groups import read_footer
 from rookery.errors import DataError, RookeryError
 from rookery.ranker.features_config import PartitionConfig
-from rookery.ranker.files import find_files
+from rookery.ranker.files import find_places
 from rookery.ranker.partition import NonFiniteWarnings, open_partition
 from rookery.ranker.run import LoadedRun
 from rookery.ranker.schema import check_schema
 from rookery.ranker.score_keys import KeyRows, key_schema
 from rookery.ranker.wrong_value import WrongValue
+from rookery.storage.disk import force_to_disk
 from rookery.storage.location import Location
 
 SCORE = "score"
@@ -60,7 +60,7 @@ def score_file(
     result. Raises ``DataError`` with file, column and row for what cannot be scored.
     """
     partition = PartitionConfig(inputs=(str(source.absolute()),), batch_size=batch_size)
-    files = find_files(partition)
+    files = find_places(partition)
     _require_free(out, source, files, overwrite)
     keys = key_schema(run.config, files)
     schema = _schema(run, keys)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rookery.checkpoint.fetch import local_copy
 from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
 from rookery.parallel.world import is_chief, join_world, losses_told, on_chief, share_object
+from rookery.ranker.batch import RankerBatch
 from rookery.ranker.build import build_job, build_model, build_preprocessor, check_backend
 from rookery.ranker.checks import check_training_rows, check_validation_rows
 from rookery.ranker.config import RankerConfig
@@ -21,10 +22,11 @@ from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.run import load_run
 from rookery.ranker.statistics import fit_featurizer
 from rookery.tables.backends import describe_plan
+from rookery.train.job import Job
 from rookery.train.lineage import require_same_meaning
 from rookery.train.loop import TrainingResult, train
 from rookery.train.plan import dense_bytes, show_plan, world_shape
-from rookery.train.run import go_on_from_published, open_run, publish_rest
+from rookery.train.run import Run, go_on_from_published, open_run, publish_rest
 from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.train.sinks import MetricSink
 from rookery.train.state import check_fit
@@ -34,6 +36,7 @@ _MEANING = ("order of tasks", "features.", "preprocess.", "labels.", "keys.", "m
 _FREE = (
     "training.",
     "train_data.on_corrupt",
+    "train_data.records.index_dir",
     "runtime.device",
     "runtime.num_threads",
     "evaluation.",
@@ -50,6 +53,21 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     ``sinks`` take metrics besides the run's own; one that raises ends the training.
     Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
     """
+    with opened_job(config, lambda model: None) as (run, job):
+        watched = replace(run, sinks=(*run.sinks, *sinks))
+        result = train(job, watched, config.training, config.runtime, debug=debug)
+    if is_chief():
+        _calibrate(config.training.save_dir)
+        publish_rest(config.training)
+    return result
+
+
+@contextmanager
+def opened_job(config: RankerConfig, fill: Callable[[RankerModel], None]) -> Iterator[tuple[Run, Job[RankerBatch]]]:
+    """The run of a configuration with all that its next step needs; of a new run ``fill`` may set the weights.
+
+    Raises ``ConfigError`` or ``DataError`` before anything is written.
+    """
     config = config.with_whole_paths()
     join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
     check_backend(config)
@@ -65,17 +83,14 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
         preprocessor = build_preprocessor(config, inputs)
         model = build_model(config, preprocessor, inputs, device, config.features.backend)
         _show_plan(config, model)
-        job = build_job(config, preprocessor, model, device, run.resume_from)
         if run.resume_from is None:
             _fit_featurizer(config, preprocessor, model)
             _start_from_elsewhere(config, model)
-        watched = replace(run, sinks=(*run.sinks, *sinks))
+            fill(model)
+        # Behind the weights: averages begin where they do.
+        job = build_job(config, preprocessor, model, device, run.resume_from)
         with closing(job):
-            result = train(job, watched, config.training, config.runtime, debug=debug)
-    if is_chief():
-        _calibrate(save_dir)
-        publish_rest(config.training)
-    return result
+            yield run, job
 
 
 def _show_plan(config: RankerConfig, model: RankerModel) -> None:

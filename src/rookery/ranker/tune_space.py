@@ -10,13 +10,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from rookery.config.base import OneOf, StrictModel
-from rookery.config.document import Problem, read_document
-from rookery.config.loader import load_config, parse_config
-from rookery.config.overrides import apply_overrides, expand_environment
+from rookery.config.document import Problem
+from rookery.config.loader import load_config, parse_config, read_config_file
+from rookery.config.overrides import apply_overrides
 from rookery.config.problems import describe
 from rookery.config.suggest import did_you_mean
 from rookery.errors import ConfigError
 from rookery.ranker.config import RankerConfig
+from rookery.ranker.from_reference import REFERENCE, load_ranker_config
 
 Number = int | float
 Choice = None | bool | int | float | str | list[Any] | dict[str, Any]
@@ -101,7 +102,7 @@ class TrialConfigs:
         """
         self.space = load_config(SearchSpace, space)
         self._path, self._space_path = config, space
-        self.base = load_config(RankerConfig, config)
+        self.base = load_ranker_config(config)
         _require_selection(self.base, config)
         problems = [
             problem
@@ -129,14 +130,14 @@ class TrialConfigs:
         return problems
 
     def _parsed(self, values: Values, source: str) -> RankerConfig:
-        document = read_document(self._path)
+        file = read_config_file(self._path, REFERENCE)
         problems: list[Problem] = []
-        data = expand_environment(document.data, (), problems)
         # Numbers and strings of JSON are the same in YAML.
-        apply_overrides(data, [f"{field}={json.dumps(value)}" for field, value in values.items()], problems)
+        apply_overrides(file.data, [f"{field}={json.dumps(value)}" for field, value in values.items()], problems)
         if problems:
             raise ConfigError("\n".join(f"{source}: {describe(problem)}" for problem in problems))
-        return parse_config(RankerConfig, data, source)
+        file.complete()
+        return parse_config(RankerConfig, file.data, source)
 
 
 def _require_selection(config: RankerConfig, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from rookery.checkpoint.files import State
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
-from rookery.errors import PeerFailed, RookeryError, TrainingError
+from rookery.errors import PeerFailed, RookeryError, TrainingError, UserError
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
@@ -66,6 +66,20 @@ def train(
     loop = _Loop(job, run, config, runtime, debug)
     loop.restore()
     return loop.run()
+
+
+def save_start(job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig) -> None:
+    """Write the checkpoint of step 0, from which ``train`` goes on: a run that has weights and no step yet.
+
+    Raises ``UserError`` for a run that has checkpoints, ``CheckpointError`` where it cannot be written.
+    """
+    if run.resume_from is not None:
+        raise UserError(
+            f"{run.save_dir}: has checkpoints already; name another run with --save-dir, and start others from it by "
+            "training.initial_checkpoint_dir"
+        )
+    with run.recording(0):
+        _Loop(job, run, config, runtime, debug=False).save_start()
 
 
 class _Loop(Generic[B]):
@@ -142,6 +156,11 @@ class _Loop(Generic[B]):
             self._run.checkpointer.wait()
             folder = keep_batches(self._job.stream, error.positions, self._step_number + 1, self._run.save_dir)
             raise TrainingError(f"{error} The rows of that step are in {folder}.") from error
+
+    def save_start(self) -> None:
+        """Write a checkpoint of what training begins with."""
+        self._write_checkpoint()
+        self._run.checkpointer.finish()
 
     def _reason(self) -> Literal["finished", "early_stopping", "interrupted"] | None:
         """Why no further step is taken, None while there is one to take."""
@@ -318,6 +337,9 @@ class _Loop(Generic[B]):
         if self._saved_step == self._step_number:
             return
         self._agree(reads_loss=True)
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         for sink in self._run.sinks:
             sink.flush()
         state: State = {

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from rookery.checkpoint.files import force_to_disk, write_atomically
+from rookery.checkpoint.files import write_atomically
 from rookery.data.stream import BatchStream, StreamPosition
 from rookery.parallel.world import rank
+from rookery.storage.disk import force_to_disk
 
 FOLDER = "not-finite"
 

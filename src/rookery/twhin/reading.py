@@ -26,9 +26,14 @@ def train_files(config: TwhinConfig, graph: Graph | None) -> list[Location]:
     if root is None:
         assert graph is not None
         return graph.split_files("train")
-    files = find_files(root)
+    elsewhere = "--set train_data.data_root=PATH"
+    try:
+        files = find_files(root)
+    except DataError as error:
+        raise DataError(f"train_data.data_root={error}; or name files elsewhere: {elsewhere}") from error
     if not files:
-        raise DataError(f"train_data.data_root={root}: no file matches; give a directory of Parquet files or a glob")
+        remedy = f"give a directory of Parquet files or a glob: {elsewhere}"
+        raise DataError(f"train_data.data_root={root}: no file matches; {remedy}")
     check_edge_files(files, config.model, config.train_data.on_corrupt)
     return files
 

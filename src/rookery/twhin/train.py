@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,10 +16,12 @@ from rookery.errors import DataError, RunNotFound
 from rookery.parallel.world import join_world, losses_told
 from rookery.storage.location import Location
 from rookery.tables.backends import describe_plan
+from rookery.train.job import Job
 from rookery.train.loop import TrainingResult, train
 from rookery.train.plan import dense_bytes, show_plan, world_shape
-from rookery.train.run import go_on_from_published, open_run
+from rookery.train.run import Run, go_on_from_published, open_run
 from rookery.train.runtime import choose_device, prepare_runtime
+from rookery.twhin.batch import TrainBatch
 from rookery.twhin.build import build_job, build_model, check_backend, check_graph, table_specs
 from rookery.twhin.config import TwhinConfig
 from rookery.twhin.lineage import note_graph, require_same_edges, require_same_entities, require_same_model
@@ -31,6 +34,18 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
     """Train to the last step of the configuration, from the newest checkpoint of ``training.save_dir`` if there is one.
 
     Raises ``ConfigError`` or ``DataError`` before anything is written, ``TrainingError`` when the loss is not finite.
+    """
+    with opened_job(config, lambda model, graph: None) as (run, job):
+        return train(job, run, config.training, config.runtime, debug=debug)
+
+
+@contextmanager
+def opened_job(
+    config: TwhinConfig, fill: Callable[[TwhinModel, Graph | None], None]
+) -> Iterator[tuple[Run, Job[TrainBatch]]]:
+    """The run of a configuration with all that its next step needs; of a new run ``fill`` may set the rows.
+
+    Raises ``ConfigError`` or ``DataError`` before anything is written.
     """
     join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
     check_backend(config)
@@ -55,8 +70,9 @@ def train_twhin(config: TwhinConfig, *, debug: bool = False) -> TrainingResult:
             if graph is not None:
                 note_graph(save_dir, graph)
             start_from_elsewhere(config, graph, model)
+            fill(model, graph)
         with closing(job):
-            return train(job, run, config.training, config.runtime, debug=debug)
+            yield run, job
 
 
 def _show_plan(config: TwhinConfig, model: TwhinModel) -> None:

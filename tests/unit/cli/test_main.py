@@ -40,8 +40,9 @@ def test_what_a_flag_may_not_be_is_told_in_plain_words(arguments):
     assert "Value error" not in told
 
 
-def test_schema_of_twhin_is_json_schema():
-    result = cli("config", "schema", "twhin")
+@pytest.mark.parametrize("job", ["twhin", "ranker"])
+def test_schema_of_a_job_is_json_schema(job):
+    result = cli("config", "schema", job)
     assert result.returncode == 0, result.stderr
     schema = json.loads(result.stdout)
     assert schema["additionalProperties"] is False

@@ -202,6 +202,27 @@ def test_overrides_by_key_index_and_name(write):
     assert (config.save_dir, config.amp) == (Path("a=b"), True)
 
 
+def test_overrides_of_every_member_and_of_keys_with_dots(write):
+    path = write(
+        "tables: [{name: user, num_embeddings: 1}, {name: a.b, num_embeddings: 1}]\n"
+        "per_task: {is.liked: {lr: 1}, is: {lr: 1}, other: {lr: 1}}\n"
+    )
+    config = load_config(
+        Root,
+        path,
+        ["tables.*.num_embeddings=5", "tables.a.b.num_embeddings=6", "per_task.*.lr=2", "per_task.is.liked.lr=3"],
+    )
+    assert [table.num_embeddings for table in config.tables] == [5, 6]
+    assert {name: each.lr for name, each in config.per_task.items()} == {"is.liked": 3, "is": 2, "other": 2}
+    assert problems(path, "per_task.*.lr=0")[0].startswith("--set: per_task.is.liked.lr=0: ")
+
+
+def test_a_variable_that_an_override_replaces_need_not_be_set(write, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = write("steps: ${NOWHERE}\nwords: ['$${NOWHERE2}']\n")
+    assert load_config(Root, path, ["steps=4"]).steps == 4
+
+
 def test_wrong_overrides_are_explained(write):
     path = write("tables: [{name: user, num_embeddings: 1}]\nsteps: 3\n")
     assert problems(

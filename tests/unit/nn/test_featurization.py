@@ -228,6 +228,15 @@ class TestLayerNorm:
         torch.testing.assert_close(norm(self.rows() * scale), norm(self.rows()), rtol=1e-4, atol=1e-5)
 
 
+def test_either_norm_may_be_left_out() -> None:
+    body = {"batch_norm_config": None, "clip_magnitude": 2.5, "layer_norm_config": None}
+    featurizer = build("double_norm_log_config", body)
+    assert not list(featurizer.state_dict())
+    x, binary = counts(), bits()
+    expected = np.concatenate([np.clip(logs(x.double().numpy()), -2.5, 2.5), binary.double().numpy()], 1)
+    np.testing.assert_allclose(featurizer(x, binary).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_second_norm_of_an_all_zero_row_with_epsilon_0_is_zero() -> None:
     """Defect 15 of the reference: its shipped epsilon gives NaN here."""
     body = {"batch_norm_config": {"affine": False}, "layer_norm_config": {"epsilon": 0.0}}

@@ -14,7 +14,7 @@ from evaluated_run import SCORE_WEIGHTS, TASKS, read_config
 from naive_engagement import naive_gauc, naive_metrics, naive_ndcg
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from rookery.errors import TrainingError, UserError
+from rookery.errors import ConfigError, TrainingError, UserError
 from rookery.metrics.engagement import METRICS
 from rookery.ranker.evaluation import Evaluation, evaluate, make_validation
 from rookery.ranker.run import LoadedRun, load_run
@@ -122,6 +122,26 @@ def test_validation_measures_the_partitions_of_the_run_and_as_many_batches_as_it
     some = make_validation(bounded, loaded.model, loaded.preprocessor)()
     expected = roc_auc_score(columns["like"][:256], probabilities[:256, 0])
     assert some["valid/like/auroc"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_partition_has_tasks_and_sampling_of_its_own(loaded: LoadedRun, trained: Path) -> None:
+    rates = {"pos_downsampling_rate": 0.5, "neg_downsampling_rate": 0.1}
+    config = read_config(
+        trained / "config.yaml", "validation_data.test.tasks=[hide]", f"validation_data.test.sampling={{hide: {rates}}}"
+    )
+    found = evaluate(config, "test", loaded.model, loaded.preprocessor, num_bootstrap=0)
+    assert set(found.whole.tasks) == {"hide"}
+    columns, probabilities = predicted(loaded, trained)
+    y, p = columns["hide"], probabilities[:, TASKS.index("hide")]
+    weights = y / 0.5 + (1 - y) / 0.1  # the log says so; what the model predicts stays what it is
+    assert found.whole.tasks["hide"].values["logloss"] == pytest.approx(log_loss(y, p, sample_weight=weights), abs=1e-9)
+    assert found.whole.tasks["hide"].values["auroc"] == pytest.approx(roc_auc_score(y, p), abs=1e-9)
+
+
+@pytest.mark.parametrize(("field", "value"), [("tasks", "[like, hid]"), ("sampling", "{hid: {}}")])
+def test_a_partition_names_tasks_that_there_are(trained: Path, field: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"validation_data.test.{field}: no task 'hid'; did you mean 'hide'"):
+        read_config(trained / "config.yaml", f"validation_data.test.{field}={value}")
 
 
 def test_chosen_tasks_alone_are_measured_and_ndcg_still_knows_all(

@@ -101,6 +101,16 @@ def test_every_row_of_the_others_is_kept_as_often() -> None:
     assert counts[others].min() > 440 and counts[others].max() < 620
 
 
+@pytest.mark.parametrize(("rows_per_kept", "num_others"), [(2, 7), (4, 2), (5, 1), (20, 1), (1, 17)])
+def test_one_row_of_so_many_is_kept_and_the_engaged_first(rows_per_kept: int, num_others: int) -> None:
+    one_of = DownsampleNegatives(rows_per_kept=rows_per_kept, engagements_list=("like", "share"))
+    kept = downsample_negatives(one_of, LABELS, at(1))
+    weights = dict(zip(kept.rows.tolist(), kept.weights.tolist(), strict=True))
+    assert [weights.pop(row) for row in (0, 4, 7)] == [1.0, 1.0, 1.0]
+    # (rows read - engaged) / (rows kept - engaged), as long as that leaves one of the others
+    assert list(weights.values()) == pytest.approx([17 / num_others] * num_others)
+
+
 Minutes = list[int | None]
 
 

@@ -242,3 +242,22 @@ def test_an_exported_program_sees_the_same(tmp_path: Path) -> None:
         exported = program(dict(columns))
         for found, expected in zip(exported, Flat(preprocessor)(dict(columns)), strict=True):
             assert torch.equal(found, expected)
+
+
+def test_columns_are_taken_of_a_block_that_the_network_does_not_see(tmp_path: Path) -> None:
+    log = planted_log(200)
+    write_log(tmp_path / "log", log)
+    extract = [{"name": "second", "source_tensor": "stats", "index": 1}]
+    config = planted_config(
+        tmp_path / "log",
+        tmp_path / "run",
+        features__blocks=[{"name": "stats", "width": 6}],
+        features__continuous=[{"name": "second"}],
+        preprocess={"extract_features": extract, "downcast": {"stats": "float16"}},
+    )
+    preprocessor = Preprocessor(config, Inputs.build(config))
+    stream = open_partition(config, config.train_data, preprocessor)
+    features = preprocessor.features(next(stream))
+    stats = np.stack(log.table.column("stats").to_numpy()[:64]).astype(np.float16).astype(np.float32)
+    assert preprocessor.num_continuous == 1
+    assert features.continuous[:, 0].tolist() == stats[:, 1].tolist()

@@ -141,6 +141,13 @@ def test_no_file_is_an_error_that_names_the_field(planted: Graph, tmp_path: Path
         train_twhin(make_config(planted, tmp_path / "run", fields))
 
 
+def test_a_place_that_cannot_be_looked_into_is_told_with_the_override(planted: Graph, tmp_path: Path) -> None:
+    fields = {"graph": None, "train_data.data_root": "ftp://host/edges/*"}
+    message = r"^train_data\.data_root=ftp://host/edges/\*: must be a path.*: --set train_data\.data_root=PATH$"
+    with pytest.raises(DataError, match=message):
+        train_twhin(make_config(planted, tmp_path / "run", fields))
+
+
 def edge_file(folder: Path, triples: list[Triple], kind: pa.DataType | None = None) -> None:
     folder.mkdir()
     columns = zip(*triples, strict=True)

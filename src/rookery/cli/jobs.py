@@ -1,0 +1,41 @@
+"""The jobs that a configuration file may describe."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rookery.config.base import StrictModel
+    from rookery.config.translation import OtherSchema
+
+
+class Job(enum.Enum):
+    """What is trained."""
+
+    TWHIN = "twhin"
+    RANKER = "ranker"
+
+
+def job_of(path: Path) -> Job:
+    """The job that a file describes: a ranker's has features, in our schema or in that of the-algorithm-ml."""
+    from rookery.config.document import read_document
+    from rookery.ranker.from_reference import REFERENCE
+
+    data: Any = read_document(path).data
+    is_ranker = isinstance(data, dict) and ("features" in data or REFERENCE.recognises(data))
+    return Job.RANKER if is_ranker else Job.TWHIN
+
+
+def schema_of(job: Job) -> tuple[type[StrictModel], OtherSchema]:
+    """Our schema of a job, and that of the-algorithm-ml."""
+    if job is Job.TWHIN:
+        from rookery.twhin.config import TwhinConfig
+        from rookery.twhin.from_reference import REFERENCE as TWHIN_REFERENCE
+
+        return TwhinConfig, TWHIN_REFERENCE
+    from rookery.ranker.config import RankerConfig
+    from rookery.ranker.from_reference import REFERENCE
+
+    return RankerConfig, REFERENCE
