@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rookery.data.files_config import RecordsConfig
-from rookery.data.record_index import BLOCK_BYTES, FileState
+from rookery.data.record_index import BLOCK_BYTES, BLOCK_RECORDS, FileState
 from rookery.data.segdense import RecordColumns, arrow_schema, read_columns
 from rookery.data.staging import require_free
 from rookery.data.tf_example import BadRecord, parse_examples
@@ -264,7 +264,7 @@ class _FileJob:
                 raise DataError(f"{self.place}: {damage}")
             if stop.is_set():
                 raise _Stopped
-            yield records
+            yield from records.parts(BLOCK_RECORDS)
         if reader.damage is not None:
             raise DataError(f"{self.place}: {reader.damage}")
 

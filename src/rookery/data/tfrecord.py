@@ -6,6 +6,7 @@ Record numbers count from 0; offsets are bytes from the start of the file, of gz
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing_extensions import Self
 from zlib_ng import zlib_ng
 
 from rookery.storage.location import Location
-from rookery.storage.remote import open_ranges
+from rookery.storage.remote import open_sequential
 
 MAX_RECORD_BYTES = 268_435_456
 """A record that says it is longer is taken for damage. Nothing is allocated for a length that is only claimed."""
@@ -67,6 +68,12 @@ class Records:
     def num_bytes(self) -> int:
         """Of their frames."""
         return int(self.lengths.sum()) + _FRAME_BYTES * len(self)
+
+    def parts(self, most: int) -> Iterator[Records]:
+        """The same records in runs of ``most``."""
+        for start in range(0, len(self), most):
+            rows = slice(start, start + most)
+            yield replace(self, starts=self.starts[rows], lengths=self.lengths[rows], first=self.first + start)
 
     def offset_of(self, record: int) -> int:
         """Where the frame of a record (by its place here) begins in the file."""
@@ -154,8 +161,8 @@ class Restart:
 
 
 def open_bytes(file: Location) -> AbstractContextManager[BinaryIO]:
-    """A file for reading here and there."""
-    return file.open("rb") if isinstance(file, Path) else open_ranges(file)
+    """A file for reading on from one place or another; of an object some megabytes are fetched ahead."""
+    return file.open("rb") if isinstance(file, Path) else open_sequential(file)
 
 
 def is_gzip(file: BinaryIO) -> bool:

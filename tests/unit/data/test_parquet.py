@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from impression_log import make_log, write_log
+from recorded_log import records_config, write_records
 from small_graph import config_data, make_config, planted_splits, write_graph
 from stores import BUCKET, Proxy, s3_server, store_environment, upload
 
 from rookery.config.loader import parse_config
+from rookery.data import record_index
 from rookery.data.file_sums import sum_of_part
 from rookery.data.graph import Graph
 from rookery.data.parquet import find_files, read_metadata, read_parquet
+from rookery.data.record_files import ENDINGS, record_files
 from rookery.data.row_filter import RowFilter
 from rookery.data.row_groups import CorruptRowGroup
 from rookery.data.stream import ParquetStream
@@ -66,6 +69,22 @@ def assert_same(stream: ParquetStream, other: ParquetStream, num_batches: int) -
     for batch, there in itertools.islice(zip(stream, other, strict=True), num_batches):
         assert batch.keys() == there.keys()
         assert all(torch.equal(batch[name], there[name]) for name in batch)
+
+
+def test_records_of_a_bucket_are_those_of_the_disk(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(record_index, "BLOCK_BYTES", 3_000)
+    files = write_records(tmp_path)
+    for file in (*files, tmp_path / "schema.json"):
+        put(file, place / file.name)
+    local = records_config(tmp_path)
+    remote = local.model_copy(update={"schema_path": place / "schema.json"})
+    found = record_files(find_files(str(place), ENDINGS), remote)
+    assert [file.name for file in found] == [file.name for file in files]
+    streams = [
+        ParquetStream(each, ["item", "continuous"], 50, seed=1, shuffle=True, num_lanes=2, num_epochs=2)
+        for each in (found, record_files(files, local))
+    ]
+    assert_same(*streams, 2 * streams[0].batches_per_epoch)
 
 
 def test_batches_of_a_bucket_are_those_of_the_disk(place, tmp_path):

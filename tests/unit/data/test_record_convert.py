@@ -192,6 +192,16 @@ def test_two_conversions_to_one_place_are_refused(files, config, tmp_path):
     assert "another process is converting to it" in failures[0]
 
 
+def test_row_groups_of_small_records_are_bounded_by_their_number(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(record_convert, "BLOCK_RECORDS", 5)
+    place = tmp_path / "rows.tfrecord"
+    place.write_bytes(framed(b"") * 23)
+    convert_records([place], config, tmp_path / "out")
+    metadata = pq.read_metadata(tmp_path / "out" / "00000-00000.parquet")
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [5, 5, 5, 5, 3]
+    assert {row["item"] for row in rows_of(tmp_path / "out")} == {0}
+
+
 def test_empty_files_have_no_part(config, tmp_path):
     empty = tmp_path / "empty.gz"
     empty.write_bytes(gzip.compress(b""))

@@ -123,6 +123,20 @@ def test_rows_become_tensors_like_those_of_parquet(source):
     assert read_rows(chosen, types)["floats"][:, 0].tolist() == list(range(10, 90))
 
 
+def test_blocks_of_small_records_are_bounded_by_their_number(tmp_path, config, monkeypatch):
+    """A record of no bytes becomes a whole row of defaults."""
+    monkeypatch.setattr(index_module, "BLOCK_RECORDS", 7)
+    rows = [b"" if number % 3 else naive.example(row(number)) for number in range(90)]
+    (source,) = record_files([write(tmp_path / "rows.gz", b"".join(map(framed, rows)))], config)
+    assert max(source.blocks) == 7
+    assert sum(source.blocks) == 90
+    found = {}
+    for block in random.Random(0).sample(range(len(source.blocks)), len(source.blocks)):
+        for place, number in enumerate(source.read(block, ["id"]).column("id").to_pylist()):
+            found[source.record(block, place)] = number
+    assert found == {number: 0 if number % 3 else number * 2**40 for number in range(90)}
+
+
 def test_a_pass_is_made_once_for_a_file_as_it_is(source, config, monkeypatch):
     scans = []
     scan = index_module._scan
