@@ -7,7 +7,7 @@
 
 All records are walked in step: the k-th entry of each is read by the same numpy calls, whatever its name, so their cost
 is that of some hundred calls a block. A record that is written in another way than writers do (fields in another order,
-unknown ones, a list in pieces, not packed) is first brought into that form, 10 to 1,000 µs each.
+unknown ones, a list in pieces, not packed) is first brought into that form: some 300 µs where it has 28 KB.
 """
 
 from __future__ import annotations
