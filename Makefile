@@ -1,6 +1,7 @@
 # The environment lives in .venv and is made when pyproject.toml, requirements/ or scripts/install change.
 PYTHON ?= python3
 ACCELERATOR ?= cpu
+JOBS ?= 2
 export PYTHON ACCELERATOR
 ifdef TORCH_INDEX_URL
 export TORCH_INDEX_URL
@@ -20,6 +21,7 @@ help: ## this list
 	@echo "  ACCELERATOR=cpu|cuda   build of torch to install (now $(ACCELERATOR))"
 	@echo "  TORCH_INDEX_URL=...    where pip may also look for torch"
 	@echo "  BENCH='NAME ...'       benchmarks to run, by the name of their script"
+	@echo "  JOBS=N                 files of tests that run at a time (now $(JOBS))"
 	@echo "  PYTHON=...             interpreter, 3.10 or later (now $(PYTHON))"
 
 demo: $(BASE) ## a simulated society, both models, and its timelines against the truth
@@ -28,7 +30,7 @@ demo: $(BASE) ## a simulated society, both models, and its timelines against the
 dev: $(DEV) ## the environment with everything that tests and checks need
 
 test: $(DEV) ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-long: $(DEV) ## every combination of what several processes do and of what can fail (ten minutes)
 	$(BIN)/python -m pytest -m long
