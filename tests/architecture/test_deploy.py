@@ -56,7 +56,7 @@ def containers() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         for file in MANIFESTS
         for document in documents(file)
         for template in templates(document)
-        for container in template["spec"]["containers"]
+        for container in (*template["spec"].get("initContainers", ()), *template["spec"]["containers"])
     ]
 
 
@@ -156,7 +156,9 @@ def test_services_name_ports_that_containers_open():
 
 @pytest.mark.parametrize(("file", "pod", "container"), containers(), ids=lambda value: str(value)[:16])
 def test_pods_are_whole(file, pod, container):
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    assert mounted <= volumes if container in pod.get("initContainers", ()) else mounted == volumes
     assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
     assert f"--uid {pod['securityContext']['runAsUser']}" in (ROOT / "Dockerfile").read_text()
     assert container["image"] == "rookery:latest"
@@ -186,6 +188,21 @@ def test_the_job_meets_at_its_first_pod():
     assert pod["subdomain"] == service["metadata"]["name"]
     assert launch.rdzv_endpoint == f"{name}-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}"
     assert service["spec"]["publishNotReadyAddresses"]
+
+
+def test_jobs_fail_at_once_where_a_container_can_end_with_2():
+    """torchrun cannot: it ends with 1 whatever its ranks end with."""
+    for document in all_documents():
+        for rule in document["spec"].get("podFailurePolicy", {}).get("rules", ()):
+            if rule["action"] == "FailJob":
+                name = rule["onExitCodes"]["containerName"]
+                pod = document["spec"]["template"]["spec"]
+                (command,) = (
+                    each["command"]
+                    for each in (*pod.get("initContainers", ()), *pod["containers"])
+                    if each["name"] == name
+                )
+                assert command[0] == "rookery"
 
 
 def test_ranks_have_time_for_a_checkpoint():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,20 +143,21 @@ def impressions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def train_on(log: Path, vectors: Path, save_dir: Path, changes: Mapping[str, Any]) -> None:
-    config = planted_config(
-        log,
-        save_dir,
-        vectors,
-        parallel__num_lanes=LANES,
-        training__num_train_steps=200,
-        training__train_log_every_n=50,
-        training__validate_every_n=100,
-        train_data__batch_size=96,
-        model__position_debias_config__drop_probability=0.0,
-        runtime={"device": "cpu", "num_threads": 1},
-        **changes,
-    )
-    train_ranker(config)
+    fields: dict[str, Any] = {
+        "parallel__num_lanes": LANES,
+        "training__num_train_steps": 200,
+        "training__train_log_every_n": 50,
+        "training__validate_every_n": 100,
+        "train_data__batch_size": 96,
+        "model__position_debias_config__drop_probability": 0.0,
+        "runtime": {"device": "cpu", "num_threads": 1},
+        "calibration": {"partition": "valid"},
+    }
+    train_ranker(planted_config(log, save_dir, vectors, **{**fields, **changes}))
+
+
+def calibrations(run: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in (run / "calibration").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,45 @@ def test_any_number_of_processes_trains_the_same_ranker(
     for size in SIZES:
         run_ranks(size, train_on, *impressions, tmp_path / str(size), RANKERS[case])
     require_same_runs(tmp_path)
+    for size in SIZES[1:]:
+        require_same_calibrations(tmp_path / str(size), tmp_path / "1")
+
+
+def require_same_calibrations(run: Path, other: Path) -> None:
+    """By the same steps, to 1e-3: a map is fitted to few labels."""
+    found, expected = calibrations(run), calibrations(other)
+    assert found.keys() >= expected.keys() != set()
+    for name, fitted in expected.items():
+        for field in ("scale", "offset"):
+            assert found[name][field] == pytest.approx(fitted[field], rel=1e-3, abs=1e-3), (name, field)
+
+
+RANKER_TABLES = {
+    "countries": ("row_wise", {"rowwise_adagrad": {"lr": 0.05}}),
+    "hours": ("table_wise", {"adagrad": {"lr": 0.1}}),
+    "categories": ("column_wise", {"sgd": {"lr": 0.1}}),
+    "items": ("table_row_wise", {"sgd": {"lr": 0.1}}),
+}
+
+
+def test_any_sharding_trains_the_same_ranker(impressions: tuple[Path, Path], tmp_path: Path) -> None:
+    """80 steps by two processes, 60 by three, 60 by one; fewer batches of the calibration's rows than processes."""
+    pytest.importorskip("fbgemm_gpu", reason="needs the cluster extra")
+    tables = [
+        {**table, "embedding_dim": 24, "optimizer": RANKER_TABLES[table["name"]][1]}
+        for table in RANKERS["tables and batch norm"]["features__tables"]
+    ]
+    changes = {"features__tables": tables, "validation_data__valid__batch_size": 100_000}
+    run_ranks(1, train_on, *impressions, tmp_path / "1", changes)
+    changes |= {
+        "features__backend": "torchrec",
+        "parallel__sharding": {"tables": {name: kind for name, (kind, _) in RANKER_TABLES.items()}},
+    }
+    for size, num_steps in ((2, 80), (3, 140), (1, 200)):
+        stop = {"training__num_train_steps": num_steps, "training__validate_every_n": 20}
+        run_ranks(size, train_on, *impressions, tmp_path / "sharded", {**changes, **stop})
+    torch.testing.assert_close(tensors(tmp_path / "sharded"), tensors(tmp_path / "1"), rtol=1e-5, atol=1e-5)
+    require_same_calibrations(tmp_path / "sharded", tmp_path / "1")
 
 
 def require_same_runs(folder: Path) -> None:

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="What may stand in a configuration file.")
     group.command("schema")(schema)
     group.command("convert")(convert)
+    group.command("check")(check)
     app.add_typer(group, name="config")
 
 
@@ -26,6 +27,24 @@ def schema(job: Job) -> None:
     from rookery.config.loader import json_schema
 
     typer.echo(json.dumps(json_schema(schema_of(job)[0]), indent=2, ensure_ascii=False))
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="The YAML file of a job.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of the file.")
+    ] = None,
+) -> None:
+    """Read CONFIG as its trainer would and say what it is of; exit with 2 where something in it is wrong.
+
+    Its data are not looked at.
+    """
+    from rookery.config.loader import load_config
+
+    job = job_of(config)
+    model, other = schema_of(job)
+    load_config(model, config, overrides or (), (), other)
+    typer.echo(f"{config}: a configuration for rookery {job.value} train")
 
 
 def convert(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+
+# Two letters at least: C:/ is a path.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,18 @@ class StrictModel(BaseModel):
             accepted = members(cls.model_fields[info.field_name].annotation)
             if bool not in accepted and (int in accepted or float in accepted):
                 raise ValueError("must be a number, not a truth value")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_url_for_a_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """``s3://BUCKET/RUN`` would become the folder ``s3:`` here. A flag that is a path has lost one ``/`` of it."""
+        if isinstance(value, (str, Path)) and _URL.match(str(value)) and info.field_name is not None:
+            accepted = set(members(cls.model_fields[info.field_name].annotation))
+            if accepted <= {Path, type(None)}:
+                raise ValueError(
+                    "must be a path of this machine, not a URL; docs/object-stores.md has the fields that take one"
+                )
         return value
 
     @model_validator(mode="after")

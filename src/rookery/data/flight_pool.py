@@ -85,6 +85,13 @@ class ReaderPool:
                         raise refused(member.reader, problem)
                     self._enter(member, problem)
             if any(member.is_ready for member in self._members.values()):
+                for member in self._members.values():
+                    if not member.is_ready:
+                        logger.warning(
+                            "reader %s: %s; training begins with the others, and it is asked again",
+                            member.reader.address,
+                            member.problem,
+                        )
                 return
             if time.monotonic() >= ends:
                 raise self._gone()

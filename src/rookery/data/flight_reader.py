@@ -230,4 +230,7 @@ def _message(error: BaseException) -> str:
             return message
     if isinstance(error, flight.FlightTimedOutError):
         return "it did not answer within the deadline"
-    return str(error).split(". gRPC client debug context")[0].splitlines()[0]
+    message = str(error).split(". gRPC client debug context")[0].splitlines()[0]
+    if "Socket closed" in message:
+        return f"{message} (as by a reader that wants TLS: give parallel.readers.tls_ca_file)"
+    return message

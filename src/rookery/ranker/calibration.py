@@ -105,7 +105,9 @@ def _predictions(
     """Logits, labels and weights of a partition, each ``[rows, tasks]``."""
     model.eval()
     parts = []
-    for batch in evaluation_batches(config, config.validation_data[partition], preprocessor, model.device):
+    rows = config.validation_data[partition]
+    # Whole: the chief of several processes fits alone.
+    for batch in evaluation_batches(config, rows, preprocessor, model.device, whole=True):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=config.runtime.enable_amp):
             logits = model.unsampled_logits(batch.features)
         parts.append((logits.cpu(), batch.labels.cpu(), batch.weights.cpu()))

@@ -108,15 +108,17 @@ def evaluation_batches(
     preprocessor: Preprocessor,
     device: torch.device,
     num_batches: int | None = None,
+    *,
+    whole: bool = False,
 ) -> Iterator[RankerBatch]:
     """Every row of a partition once, in file order, made ready ahead of the model; at most ``num_batches``.
 
-    Of several processes each has its part: neighbouring batches, the first of them the chief.
+    Of several processes each has its part: neighbouring batches, the first of them the chief. ``whole``: each has all.
     """
     stream = open_partition(config, partition, preprocessor, num_epochs=1)
     transform = make_transform(stream, preprocessor, training=False, device=device)
     total = min(stream.batches_per_epoch, num_batches or stream.batches_per_epoch)
-    first, last = (total * each // world_size() for each in (rank(), rank() + 1))
+    first, last = (0, total) if whole else (total * each // world_size() for each in (rank(), rank() + 1))
     stream.seek(replace(stream.position(), num_batches=first))
     reweighted = _as_sampled(config, partition)
     with Prefetcher(islice(prepare(stream, transform), last - first), _PREFETCH_BATCHES) as batches:

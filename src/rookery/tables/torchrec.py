@@ -36,7 +36,7 @@ class TorchrecTables:
     """Every table of a run in torchrec on CPU, over all processes of the world (implements ``TableBackend``).
 
     ``backends.make_tables`` refuses specs that torchrec cannot serve. To start from the same rows in any world, each
-    process draws each table whole, one at a time, and keeps its part.
+    process draws each table whole, 16 MB at a time, and keeps its part.
     """
 
     def __init__(self, specs: Sequence[TableSpec], *, seed: int, sharding: ShardingConfig, shape: WorldShape) -> None:

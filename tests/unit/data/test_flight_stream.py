@@ -139,6 +139,16 @@ class TestReadersThatFail:
         assert f"reader 127.0.0.1:{bad.port}: " in caplog.text
         assert "its tickets go to the others" in caplog.text
 
+    def test_one_that_does_not_answer_at_the_start_is_named(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        gone, good = ReaderServer(rows, ANY_PORT), ReaderServer(rows, ANY_PORT)
+        gone.shutdown()
+        with running(good):
+            remote = rows.remote(gone, good)
+            assert_same_streams(remote, rows.local(), 10)
+            remote.close()
+        assert f"reader 127.0.0.1:{gone.port}: " in caplog.text
+        assert "training begins with the others" in caplog.text
+
     def test_one_that_is_late_for_its_deadline(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
         bad, good = BadReader(rows, late), ReaderServer(rows, ANY_PORT)
         with running(bad, good):

@@ -1,0 +1,59 @@
+"""``rookery config check`` in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rookery.cli import main as command_line
+
+TWHIN = """\
+training: {save_dir: run, num_train_steps: 10}
+model:
+  embeddings: {tables: [{name: user, num_embeddings: 10, embedding_dim: 4, optimizer: {sgd: {lr: 0.1}}}]}
+  relations: [{name: follow, lhs: user, rhs: user}]
+  translation_optimizer: {sgd: {lr: 0.1}}
+train_data: {data_root: edges}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "said"),
+    [
+        ([], 0, "a configuration for rookery twhin train"),
+        (["--set", "training.num_train_steps=0"], 2, "training.num_train_steps=0"),
+        (["--set", "training.save_dir=s3://bucket/run"], 2, "must be a path of this machine, not a URL"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(
+    overrides: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "twhin.yaml").write_text(TWHIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rookery", "config", "check", "twhin.yaml", *overrides])
+    with pytest.raises(SystemExit) as done:
+        command_line.main()
+    told = capsys.readouterr()
+    assert (done.value.code or 0) == code
+    assert said in (told.err if code else told.out)
+    assert {path.name for path in tmp_path.iterdir()} == {"twhin.yaml"}
+
+
+def test_a_flag_that_is_a_url_is_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path has lost one stroke of it by then."""
+    (tmp_path / "twhin.yaml").write_text(TWHIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rookery", "twhin", "train", "twhin.yaml", "--save-dir", "s3://bucket/run"])
+    with pytest.raises(SystemExit) as done:
+        command_line.main()
+    assert done.value.code == 2
+    assert "training.save_dir" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"twhin.yaml"}
