@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rookery.config.document import KeyPath
+from rookery.config.document import KeyPath, Problem
 from rookery.config.fields import leaves
 from rookery.config.loader import load_config
 from rookery.config.reference_training import training_notes, training_section
@@ -204,4 +204,11 @@ def _recognises(data: Mapping[str, Any]) -> bool:
     return isinstance(train, Mapping) and ("seg_dense_schema" in train or "global_batch_size" in train)
 
 
-REFERENCE = OtherSchema(ReferenceRankerConfig, _recognises, translate)
+def _unlabelled(config: ReferenceRankerConfig) -> list[Problem]:
+    """Towers without labels to learn from."""
+    tasks = config.train_data.tasks
+    message = "train_data.tasks has no such task; add it there if the records have its label, or remove the tower"
+    return [Problem(("model", "tasks", task), message) for task in config.model.tasks if task not in tasks]
+
+
+REFERENCE = OtherSchema(ReferenceRankerConfig, _recognises, translate, _unlabelled)

@@ -153,6 +153,28 @@ def test_unknown_keys_are_refused_with_the_nearest(shipped: Path) -> None:
     assert problems(shipped) == [f"{where}: unknown key 'use_paralel'; did you mean 'use_parallel'?"]
 
 
+def test_a_tower_without_labels_is_told_where_it_stands(shipped: Path) -> None:
+    task = "recap.engagement.is_replied"
+    replaced(shipped, f"    {task}: {{}}\n", "")  # of training
+    line = shipped.read_text().splitlines().index(f"    {task}:") + 1
+    (problem,) = problems(shipped)
+    assert problem == (
+        f"local_prod.yaml:{line}: model.tasks.{task}: train_data.tasks has no such task; add it there if the records "
+        "have its label, or remove the tower"
+    )
+
+
+def test_a_mistake_that_anchors_repeat_is_told_once(shipped: Path) -> None:
+    replaced(shipped, "binary_feature_truncation: 59", "binary_feature_truncation: many")
+    text = shipped.read_text().splitlines()
+    line = next(number for number, row in enumerate(text, 1) if "many" in row)
+    (problem,) = problems(shipped)
+    assert problem == (
+        f"local_prod.yaml:{line}: train_data.preprocess.truncate_and_slice.binary_feature_truncation=many: must be an "
+        "integer; or leave it out (so in 12 more places)"
+    )
+
+
 def test_values_that_are_wrong_here_have_their_line_there(shipped: Path) -> None:
     replaced(shipped, "is_bookmarked: {}", "is_bookmarked: {neg_downsampling_rate: 2}")
     line = next(number for number, row in enumerate(shipped.read_text().splitlines(), 1) if "is_bookmarked" in row)
