@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,68 @@ def _rate(task: str) -> str:
     _, rate, steps, *_ = TOWERS[task]
     ramp = f"{{learning_rate: {rate}, num_ramp_steps: {steps}}}"
     return f"      recap.engagement.{task}: {{constant: null, linear_ramp_to_constant: {ramp}}}"
+
+
+def _paths(text: str) -> frozenset[str]:
+    """``a(b c(d))`` as ``a.b``, ``a.c.d``."""
+    parents, found = [""], [""]
+    for token in re.findall(r"[\w.*]+|[()]", text):
+        if token == "(":
+            parents.append(f"{found.pop()}.")
+        elif token == ")":
+            parents.pop()
+        else:
+            found.append(parents[-1] + token)
+    return frozenset(found[1:])
+
+
+# The fields that there are, written out: what our schema of them is held against.
+
+_TRAINING = """save_dir num_train_steps checkpoint_every_n checkpoint_max_to_keep train_log_every_n num_eval_steps
+    eval_log_every_n eval_timeout_in_s initial_checkpoint_dir gradient_accumulation"""
+_RATES = """constant piecewise_constant(learning_rate_boundaries learning_rate_values)
+    linear_ramp_to_constant(learning_rate num_ramp_steps)
+    linear_ramp_to_cosine(learning_rate final_learning_rate num_ramp_steps final_num_steps)"""
+_TWHIN_OPTIMIZER = f"sgd(lr momentum) adagrad(lr eps) adam(lr betas eps) learning_rate({_RATES})"
+_EDGES = "data_root per_replica_batch_size global_negatives in_batch_negatives limit offset"
+TWHIN_FIELDS = _paths(f"""
+    training({_TRAINING} num_epochs) runtime(enable_amp enable_tensorfloat32 wandb)
+    model(embeddings(tables.*(name num_embeddings embedding_dim data_type optimizer({_TWHIN_OPTIMIZER})
+        pretrained vocab) tables_to_log) relations.*(name lhs rhs operator) translation_optimizer({_TWHIN_OPTIMIZER}))
+    train_data({_EDGES}) validation_data({_EDGES})""")
+_RECORDS = """inputs explicit_date_inputs(data_root end_date days num_missing_days_tol)
+    explicit_datetime_inputs(data_root end_datetime hours num_missing_hours_tol) global_batch_size num_files_to_keep
+    repeat_files file_batch_size cache ignore_data_errors data_service_dispatcher dataset_service_compression
+    examples_shuffle_buffer_size map_num_parallel_calls interleave_num_parallel_calls
+    seg_dense_schema(schema_path features renamed_features mask_mantissa_features)
+    tasks.*(pos_downsampling_rate neg_downsampling_rate) evaluation_tasks
+    preprocess(truncate_and_slice(continuous_feature_truncation binary_feature_truncation continuous_feature_mask_path
+            binary_feature_mask_path)
+        downcast(features)
+        rectify_labels(label_rectification_window_in_hours served_timestamp_field impressed_timestamp_field
+            label_to_engaged_timestamp_field)
+        extract_features(extract_feature_table.*(name source_tensor index))
+        downsample_negatives(batch_multiplier engagements_list num_engagements))
+    sampler"""
+_PLAIN = "layer_sizes batch_norm(affine momentum) dropout(rate) final_layer_activation"
+_NETWORK = f"""mlp_config({_PLAIN})
+    mask_net_config(mask_blocks.*(output_size input_layer_norm reduction_factor aggregation_size) mlp({_PLAIN})
+        use_parallel)
+    dcn_config(poly_degree projection_dim parallel_mlp({_PLAIN}) use_parallel output_mlp({_PLAIN}))
+    dlrm_config(bottom_mlp({_PLAIN}) top_mlp({_PLAIN})) affine_map(scale bias) pos_weight"""
+RANKER_FIELDS = _paths(f"""
+    training({_TRAINING}) train_data({_RECORDS}) validation_data.*({_RECORDS})
+    model(tasks.*({_NETWORK}) backbone({_NETWORK}) multi_task_type
+        small_embeddings(tables.*(name num_embeddings embedding_dim index))
+        position_debias_config(max_position num_dims drop_probability position_feature_index)
+        featurization_config(log1p_abs_config clip_log1p_abs_config(clip_magnitude)
+            z_score_log_config(analysis_path schema_path clip_magnitude use_batch_norm use_renorm use_bq_stats)
+            double_norm_log_config(batch_norm_config(affine momentum) clip_magnitude
+                layer_norm_config(axis center epsilon scale))
+            feature_names_to_concat)
+        stratifiers.*(name index value))
+    optimizer(adam(beta_1 beta_2 epsilon) single_task_learning_rate({_RATES})
+        multi_task_learning_rates(backbone_learning_rate({_RATES}) tower_learning_rates.*({_RATES})))""")
 
 
 def fields_besides(schema: type[BaseModel], fields: Collection[str], names: Collection[str]) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from rookery.cli.jobs import Job, expecting
 from rookery.cli.output import INTERRUPTED, JsonFlag, emit
 
 
@@ -66,7 +67,8 @@ def _train(
 
     quoted = json.dumps(str(save_dir))  # a folder named 2024 is no number
     flags = [f"training.save_dir={quoted}"] if save_dir else []
-    loaded = load_twhin_config(config, overrides or (), flags)
+    with expecting(Job.TWHIN, config):
+        loaded = load_twhin_config(config, overrides or (), flags)
     result = train_twhin(loaded, debug=debug_loop)
     report = {"save_dir": loaded.training.save_dir, **vars(result)}
     emit(report, as_json, lambda: _table(report))

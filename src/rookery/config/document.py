@@ -54,11 +54,22 @@ _SCALARS = [
     ("merge", r"<<", "<"),
 ]
 
+_MAX_VALUES = 100_000
+"""So many values a document may have once its anchors are written out, some 300 bytes each: ten anchors that repeat one
+another nine times would else be 9^9 values. A configuration of 13 partitions has a thousand."""
+
 _CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class _TooManyValuesError(Exception):
+    """Its text is the place and what to do."""
 
 
 class _Loader(yaml.SafeLoader):
     """Builds scalars alone; mappings and sequences are walked by ``_build``."""
+
+    num_values = 0
+    """Built so far, those behind references again each time."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -102,6 +113,8 @@ def parse_document(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{source}{line}: not valid YAML: {error.problem}") from error
+    except _TooManyValuesError as error:
+        raise ConfigError(f"{source}{error}") from error
     except (yaml.YAMLError, ValueError, ConfigError) as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
 
@@ -121,6 +134,13 @@ def _build(loader: _Loader, node: yaml.Node, path: KeyPath, document: Document, 
         raise ConfigError(f"line {node.start_mark.line + 1}: an anchor refers to itself; write the values out")
     if not isinstance(node, yaml.ScalarNode) and node.tag not in _CONTAINERS:
         raise ConfigError(f"line {node.start_mark.line + 1}: the tag {node.tag!r} is not supported; remove it")
+    loader.num_values += 1
+    if loader.num_values > _MAX_VALUES:
+        section = f":{document.lines[path[:1]]}: with {path[0]!r} the file" if path else ": it"
+        raise _TooManyValuesError(
+            f"{section} has more than {_MAX_VALUES:,} values, those that anchors repeat counted each time; repeat "
+            "fewer, or leave some out"
+        )
     document.lines.setdefault(path, node.start_mark.line + 1)
     parents = (*parents, node)
     if isinstance(node, yaml.MappingNode):

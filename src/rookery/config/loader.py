@@ -95,9 +95,9 @@ def read_config_file(path: Path, other: OtherSchema | None = None, *, expand: bo
     if other is None or not other.recognises(data):
         return file
     checked, problems = _validate(other.model, data)
-    problems = [*document.problems, *problems]
+    problems = [*document.problems, *problems, *([] if checked is None else other.problems(checked))]
     if problems or checked is None:
-        raise ConfigError("\n".join(_line(problem, file, set()) for problem in problems))
+        raise ConfigError("\n".join(_lines(problems, file, set())))
     translation = other.translate(checked)
     return replace(file, data=translation.data, translation=translation)
 
@@ -126,7 +126,7 @@ def load_config(
     config, found = _validate(model, file.data)
     problems += [problem for problem in found if problem.path not in spoiled]
     if problems or config is None:
-        raise ConfigError("\n".join(_line(problem, file, changed) for problem in problems))
+        raise ConfigError("\n".join(_lines(problems, file, changed)))
     if file.translation is not None and os.environ.get("RANK", "0") == "0":  # of several processes the first one tells
         for note in file.translation.notes:
             if not note.comment:
@@ -157,6 +157,16 @@ def _validate(model: type[T], data: Mapping[str, Any]) -> tuple[T | None, list[P
         return model.model_validate(data), []
     except ValidationError as error:
         return None, [explain(model, data, details) for details in error.errors()]
+
+
+def _lines(problems: Sequence[Problem], file: ConfigFile, changed: set[KeyPath]) -> list[str]:
+    """A line each; of one mistake that anchors repeat (one line of the file, key, value and message) the first."""
+    alike: dict[Any, list[str]] = {}
+    for problem in problems:
+        line = problem.line or file.line(problem.path)
+        mistake = (line, problem.path[-1:], repr(problem.value), problem.message) if line else len(alike)
+        alike.setdefault(mistake, []).append(_line(problem, file, changed))
+    return [first + (f" (so in {len(others)} more places)" if others else "") for first, *others in alike.values()]
 
 
 def _line(problem: Problem, file: ConfigFile, changed: set[KeyPath]) -> str:

@@ -28,7 +28,7 @@ class ReferenceTraining(StrictModel):
 
 
 def training_section(training: ReferenceTraining, num_train_steps: int, *, validates: bool) -> dict[str, Any]:
-    """Our section; every checkpoint is validated where there is something to validate on."""
+    """Our section; every checkpoint is validated where there is something to validate on (``validates``)."""
     section: dict[str, Any] = {
         "save_dir": training.save_dir,
         "num_train_steps": num_train_steps,
@@ -37,16 +37,19 @@ def training_section(training: ReferenceTraining, num_train_steps: int, *, valid
         "checkpoint_every_n": training.checkpoint_every_n,
         "checkpoint_max_to_keep": training.checkpoint_max_to_keep,
         "initial_checkpoint_dir": training.initial_checkpoint_dir,
-        "num_eval_steps": -1 if training.num_eval_steps < 0 else training.num_eval_steps,
     }
     if validates:
+        section["num_eval_steps"] = -1 if training.num_eval_steps < 0 else training.num_eval_steps
         section["validate_every_n"] = training.checkpoint_every_n
     return {name: value for name, value in section.items() if value is not None}
 
 
-def training_notes(training: ReferenceTraining) -> list[Note]:
-    """What changed its meaning."""
+def training_notes(training: ReferenceTraining, *, validates: bool) -> list[Note]:
+    """What changed its meaning, or acts on nothing."""
     notes = []
+    if not validates and training.num_eval_steps != type(training).model_fields["num_eval_steps"].default:
+        text = "no validation_data is taken over, so that nothing is validated; set both where there is some"
+        notes.append(Note(("training.num_eval_steps",), text))
     if (training.gradient_accumulation or 1) > 1:
         text = (
             f"a step here is {training.gradient_accumulation} batches, there it is one: steps of training, logs, "

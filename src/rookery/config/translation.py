@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from rookery.config.base import StrictModel
-from rookery.config.document import KeyPath
+from rookery.config.document import KeyPath, Problem
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,15 @@ class Translation:
 
 @dataclass(frozen=True)
 class OtherSchema:
-    """Another project's schema: ``model`` checks it, ``translate`` takes what was checked."""
+    """Another project's schema: ``model`` checks it, ``translate`` takes what was checked.
+
+    ``problems`` has what does not fit together in it, where it stands there.
+    """
 
     model: type[StrictModel]
     recognises: Callable[[Mapping[str, Any]], bool]
     translate: Callable[[Any], Translation]
+    problems: Callable[[Any], list[Problem]] = lambda checked: []
 
 
 def unused(reason: str, default: Any = None) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rookery.config.document import KeyPath
+from rookery.config.document import KeyPath, Problem
 from rookery.config.fields import leaves
 from rookery.config.loader import load_config
 from rookery.config.reference_training import training_notes, training_section
@@ -39,12 +39,10 @@ def load_ranker_config(path: Path, overrides: Sequence[str] = (), flags: Sequenc
 
 def translate(config: ReferenceRankerConfig) -> Translation:
     """The same job in our schema; widths of blocks are in the schema of the records."""
-    train = config.train_data
+    train, validates = config.train_data, bool(config.validation_data)
     translated: dict[str, Any] = {
         "runtime": {"enable_tensorfloat32": True},
-        "training": training_section(
-            config.training, config.training.num_train_steps, validates=bool(config.validation_data)
-        ),
+        "training": training_section(config.training, config.training.num_train_steps, validates=validates),
         "keys": keys_section(config),
         "labels": {task: rates.model_dump() for task, rates in train.tasks.items()},
         "features": features_section(config),
@@ -57,7 +55,7 @@ def translate(config: ReferenceRankerConfig) -> Translation:
         "optimizer": _optimizer(config.optimizer),
         "evaluation": {"stratifiers": stratifiers(config)},
     }
-    notes = [*unused_notes(config), *training_notes(config.training), *model_notes(config.model)]
+    notes = [*unused_notes(config), *training_notes(config.training, validates=validates), *model_notes(config.model)]
     notes += [*feature_notes(config), *_task_notes(config), *_partition_notes(config), *_comments(config)]
     return Translation(translated, merged(notes), _origins(config), lambda data: missing_widths(data, train))
 
@@ -206,4 +204,11 @@ def _recognises(data: Mapping[str, Any]) -> bool:
     return isinstance(train, Mapping) and ("seg_dense_schema" in train or "global_batch_size" in train)
 
 
-REFERENCE = OtherSchema(ReferenceRankerConfig, _recognises, translate)
+def _unlabelled(config: ReferenceRankerConfig) -> list[Problem]:
+    """Towers without labels to learn from."""
+    tasks = config.train_data.tasks
+    message = "train_data.tasks has no such task; add it there if the records have its label, or remove the tower"
+    return [Problem(("model", "tasks", task), message) for task in config.model.tasks if task not in tasks]
+
+
+REFERENCE = OtherSchema(ReferenceRankerConfig, _recognises, translate, _unlabelled)

@@ -10,6 +10,7 @@ from rookery.config.suggest import did_you_mean
 from rookery.config.translation import Note
 from rookery.data.segdense import RAGGED, read_schema
 from rookery.errors import ConfigError, DataError
+from rookery.ranker.reference_model_schema import ReferenceModel
 from rookery.ranker.reference_schema import ReferenceData, ReferencePreprocess, ReferenceRankerConfig
 from rookery.storage.location import as_location
 
@@ -94,8 +95,15 @@ def preprocess_section(config: ReferenceRankerConfig) -> dict[str, Any]:
 
 
 def feature_notes(config: ReferenceRankerConfig) -> Iterator[Note]:
-    """Features that the records have by name and that nothing reads."""
-    used, trained = _used(config), config.train_data.seg_dense_schema
+    """Features that the records have by name, or that are taken out of a block, and that nothing reads."""
+    read, extractions = _read(config), _extractions(config)
+    extract = config.train_data.preprocess.extract_features if config.train_data.preprocess is not None else None
+    for place, row in enumerate(extract.extract_feature_table if extract is not None else ()):
+        if row.name not in read or extractions[row.name] != (row.source_tensor, row.index):
+            where = f"train_data.preprocess.extract_features.extract_feature_table.{place}"
+            yield Note((where,), "nothing reads what is extracted", ("preprocess", "extract_features"))
+    used = read | {source for source, _ in extractions.values()}
+    trained = config.train_data.seg_dense_schema
     schemas = {"train_data": trained}
     schemas |= {f"validation_data.{name}": data.seg_dense_schema for name, data in config.validation_data.items()}
     for partition, schema in schemas.items():
@@ -165,16 +173,21 @@ def _discrete(index: int) -> str:
 
 def _extractions(config: ReferenceRankerConfig) -> dict[str, tuple[str, int]]:
     """Block and index of each column that is taken out of a block, by its name."""
-    model, preprocess = config.model, config.train_data.preprocess
+    preprocess = config.train_data.preprocess
     table = preprocess.extract_features if preprocess is not None else None
     extracted = (
         {} if table is None else {row.name: (row.source_tensor, row.index) for row in table.extract_feature_table}
     )
+    return extracted | {_discrete(index): ("discrete", index) for index in _indices(config.model)}
+
+
+def _indices(model: ReferenceModel) -> list[int]:
+    """The columns of the block ``discrete`` that the model looks at."""
     indices = [table.index for table in model.small_embeddings.tables] if model.small_embeddings is not None else []
     indices += [one.index for one in model.stratifiers or ()]
     if model.position_debias_config is not None:
         indices.append(model.position_debias_config.position_feature_index)
-    return extracted | {_discrete(index): ("discrete", index) for index in indices}
+    return indices
 
 
 def _cuts(preprocess: ReferencePreprocess) -> list[dict[str, Any]]:
@@ -194,14 +207,13 @@ def _cuts(preprocess: ReferencePreprocess) -> list[dict[str, Any]]:
     return cuts
 
 
-def _used(config: ReferenceRankerConfig) -> set[str]:
-    """Columns that have a part in training or measuring."""
+def _read(config: ReferenceRankerConfig) -> set[str]:
+    """Columns that have a part in training or measuring, besides those that others are taken out of."""
     train, model = config.train_data, config.model
-    used = {"continuous", "binary", *_EMBEDDINGS, *_KEYS.values(), *train.tasks}
-    used |= {source for source, _ in _extractions(config).values()}
-    used |= {table.name for table in model.large_embeddings.tables} if model.large_embeddings is not None else set()
+    read = {"continuous", "binary", *_EMBEDDINGS, *_KEYS.values(), *train.tasks, *map(_discrete, _indices(model))}
+    read |= {table.name for table in model.large_embeddings.tables} if model.large_embeddings is not None else set()
     rectify = train.preprocess.rectify_labels if train.preprocess is not None else None
     if rectify is not None:
-        used |= {rectify.served_timestamp_field, rectify.impressed_timestamp_field}
-        used |= set(rectify.label_to_engaged_timestamp_field.values())
-    return used
+        read |= {rectify.served_timestamp_field, rectify.impressed_timestamp_field}
+        read |= set(rectify.label_to_engaged_timestamp_field.values())
+    return read

@@ -53,7 +53,7 @@ def translate(config: ReferenceTwhinConfig) -> Translation:
         training["num_epochs"] = config.training.num_epochs
     if embeddings.tables_to_log is not None:
         translated["model"]["embeddings"]["tables_to_log"] = list(embeddings.tables_to_log)
-    notes = merged([*unused_notes(config), *training_notes(config.training), *_notes(config)])
+    notes = merged([*unused_notes(config), *training_notes(config.training, validates=False), *_notes(config)])
     return Translation(translated, notes)
 
 

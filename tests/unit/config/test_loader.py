@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import tracemalloc
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -79,6 +81,27 @@ def test_numbers_words_anchors_and_merges(write):
     assert config.clip == 0.5
     assert config.save_dir == Path("2024-01-02")
     assert [table.num_embeddings for table in config.tables] == [16, 10]
+
+
+@pytest.mark.parametrize("item", ["[{}]", "{{{}}}"])
+def test_anchors_in_anchors_are_bounded(write, item):
+    """Each level repeats the one before nine times, whole or merged: 9^9 values of some 300 bytes."""
+    nested = {"[{}]": ", ".join(["*{0}"] * 9), "{{{}}}": "<<: [" + ", ".join(["*{0}"] * 9) + "]"}[item]
+    rows = ["l0: &l0 " + ("[x]" if item == "[{}]" else "{x: 1}")]
+    rows += [f"l{level}: &l{level} " + item.format(nested.format(f"l{level - 1}")) for level in range(1, 10)]
+    tracemalloc.start()
+    (problem,) = problems(write("\n".join(rows)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert re.match(
+        r"config.yaml:[56]: with 'l[45]' the file has more than 100,000 values, .*; repeat fewer, or", problem
+    )
+    assert peak < 100e6  # bytes
+
+
+def test_a_long_list_is_no_nest_of_anchors(write):
+    words = [f"w{number}" for number in range(20_000)]
+    assert load_config(Root, write(f"words: [{', '.join(words)}]")).words == tuple(words)
 
 
 def test_merge_list_prefers_the_first(write):

@@ -13,8 +13,9 @@ import torch
 import yaml
 from reference_configs import FEATURES, LABELS, SCHEMA, TASKS, TOWERS, ranker_yaml, write_schema
 
+from rookery.data import reference_records
 from rookery.data.reference_records import write_reference
-from rookery.errors import ConfigError
+from rookery.errors import ConfigError, DataError
 from rookery.ranker.build import build_model
 from rookery.ranker.evaluation import evaluate
 from rookery.ranker.from_reference import load_ranker_config
@@ -152,6 +153,28 @@ def test_unknown_keys_are_refused_with_the_nearest(shipped: Path) -> None:
     assert problems(shipped) == [f"{where}: unknown key 'use_paralel'; did you mean 'use_parallel'?"]
 
 
+def test_a_tower_without_labels_is_told_where_it_stands(shipped: Path) -> None:
+    task = "recap.engagement.is_replied"
+    replaced(shipped, f"    {task}: {{}}\n", "")  # of training
+    line = shipped.read_text().splitlines().index(f"    {task}:") + 1
+    (problem,) = problems(shipped)
+    assert problem == (
+        f"local_prod.yaml:{line}: model.tasks.{task}: train_data.tasks has no such task; add it there if the records "
+        "have its label, or remove the tower"
+    )
+
+
+def test_a_mistake_that_anchors_repeat_is_told_once(shipped: Path) -> None:
+    replaced(shipped, "binary_feature_truncation: 59", "binary_feature_truncation: many")
+    text = shipped.read_text().splitlines()
+    line = next(number for number, row in enumerate(text, 1) if "many" in row)
+    (problem,) = problems(shipped)
+    assert problem == (
+        f"local_prod.yaml:{line}: train_data.preprocess.truncate_and_slice.binary_feature_truncation=many: must be an "
+        "integer; or leave it out (so in 12 more places)"
+    )
+
+
 def test_values_that_are_wrong_here_have_their_line_there(shipped: Path) -> None:
     replaced(shipped, "is_bookmarked: {}", "is_bookmarked: {neg_downsampling_rate: 2}")
     line = next(number for number, row in enumerate(shipped.read_text().splitlines(), 1) if "is_bookmarked" in row)
@@ -210,6 +233,23 @@ def test_the_same_columns_may_lie_in_parquet(shipped: Path) -> None:
     )
     assert config.train_data.records is None and config.validation_data["train"].records is None
     assert [feature.width for feature in config.features.continuous] == [6000]  # as the schema still tells
+
+
+def test_records_of_the_generator_there_are_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws labels as it draws other integers."""
+    draw = reference_records._draw
+    other = reference_records.RecordColumn("other", "other", "int64_list", 1)
+    labels = {column.feature for column in reference_records.reference_columns()} & set(LABELS)
+    monkeypatch.setattr(
+        reference_records,
+        "_draw",
+        lambda column, random: draw(other if column.feature in labels else column, random),
+    )
+    write_reference(shipped.parent / "home" / "records", 32)
+    small = [f"model.backbone.mask_net_config.mask_blocks={[{'output_size': 4, 'aggregation_size': 4}]}"]
+    config = load_ranker_config(shipped, small)
+    with pytest.raises(DataError, match=r"random\.tfrecord\.gz.*record 0.*is 0 or 1; correct it"):
+        train_ranker(config)
 
 
 RAMP = {"linear_ramp_to_constant": {"learning_rate": 0.1, "num_ramp_steps": 5}}

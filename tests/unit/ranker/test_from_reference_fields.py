@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from reference_configs import FEATURES, fields_besides, ranker_yaml, write_schema
+from reference_configs import FEATURES, RANKER_FIELDS, fields_besides, ranker_yaml, write_schema
 
 from rookery.config.overrides import set_member
 from rookery.config.translation import Note
+from rookery.nn.config import FeaturizationConfig, Log1pAbsConfig
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.from_reference import REFERENCE
 from rookery.ranker.reference_schema import ReferenceRankerConfig
@@ -158,7 +159,6 @@ FIELDS: dict[str, Any] = {
     "model.position_debias_config.num_dims": 8,
     "model.position_debias_config.drop_probability": 0.25,
     "model.position_debias_config.position_feature_index": 50,
-    "model.featurization_config.log1p_abs_config": {},
     "model.featurization_config.clip_log1p_abs_config.clip_magnitude": 9.0,
     "model.featurization_config.z_score_log_config.analysis_path": "other.json",
     "model.featurization_config.z_score_log_config.schema_path": "schema.json",
@@ -304,17 +304,14 @@ def names(note: Note, field: str) -> bool:
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_acts_or_is_answered(base: Mapping[str, Any], field: str, tmp_path: Path) -> None:
     data = context(base, field)
+    if field.endswith(".reduction_factor"):
+        put(data, field.replace("reduction_factor", "aggregation_size"), None)
+        put(data, field, 0.25)
     before, told = translated(data)[0], translated(base)[1]
     value = FIELDS[field]
     if value == "<a copy>":
         value = str(write_schema(tmp_path / "copy.json"))
     put(data, field, value)
-    for other, excluded in {
-        "reduction_factor": "aggregation_size",
-        "log1p_abs_config": "clip_log1p_abs_config",
-    }.items():
-        if field.endswith(f".{other}"):
-            put(data, field.replace(other, excluded), None)
     if field.endswith("renamed_features.discrete"):
         schema = write_schema(tmp_path / "renamed.json")
         schema.write_text(schema.read_text().replace(FEATURES["discrete"][0], "numbers"))
@@ -327,7 +324,47 @@ def test_each_field_acts_or_is_answered(base: Mapping[str, Any], field: str, tmp
 def test_all_fields_of_the_schema_are_looked_at() -> None:
     missing = fields_besides(ReferenceRankerConfig, FIELDS, {"like", "valid"})
     # Of networks inside of networks the fields of one are looked at where it stands alone.
-    assert {field for field in missing if ".mlp." not in field and "_mlp." not in field} == set()
+    assert {field for field in missing if ".mlp." not in field and "_mlp." not in field} == {
+        "model.featurization_config.log1p_abs_config"  # below
+    }
+
+
+def test_the_schema_has_the_fields_that_there_are() -> None:
+    schema = fields_besides(ReferenceRankerConfig, (), ())
+    assert RANKER_FIELDS - schema == set()
+    assert {field for field in schema - RANKER_FIELDS if not field.startswith("model.large_embeddings.")} == {
+        "which_metrics"
+    }
+
+
+def test_the_logarithm_alone_is_the_logarithm_alone(base: Mapping[str, Any]) -> None:
+    data = copy.deepcopy(dict(base))
+    put(data, "model.featurization_config", {"log1p_abs_config": {}})
+    featurization = translated(data)[0].model.featurization_config
+    assert featurization == FeaturizationConfig(log1p_abs_config=Log1pAbsConfig())
+
+
+def test_batches_of_an_evaluation_are_warned_of_where_none_is(base: Mapping[str, Any]) -> None:
+    data = copy.deepcopy(dict(base))
+    assert not any(names(note, "training.num_eval_steps") for note in translated(data)[1])
+    data["validation_data"] = {}
+    assert any(names(note, "training.num_eval_steps") for note in translated(data)[1])
+    put(data, "training.num_eval_steps", 16384)  # the default
+    assert not any(names(note, "training.num_eval_steps") for note in translated(data)[1])
+
+
+def test_a_column_that_nothing_reads_is_warned_of(base: Mapping[str, Any]) -> None:
+    data = copy.deepcopy(dict(base))
+    table = "train_data.preprocess.extract_features.extract_feature_table"
+    rows = [
+        ("share", "continuous", 1),
+        ("other", "binary", 2),
+        ("discrete_7", "discrete", 7),
+        ("discrete_3", "binary", 3),
+    ]
+    put(data, table, [dict(zip(("name", "source_tensor", "index"), row, strict=True)) for row in rows])
+    told = [field for note in translated(data)[1] for field in note.fields if "extract" in field]
+    assert told[:2] == [f"{table}.1", f"{table}.3"]  # a label and a table's column are read
 
 
 def test_downsampled_rows_are_those_of_the_reference(base: Mapping[str, Any]) -> None:

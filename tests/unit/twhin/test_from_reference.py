@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference_configs import TWHIN_YAML, fields_besides
+from reference_configs import TWHIN_FIELDS, TWHIN_YAML, fields_besides
 
 from rookery.config.translation import Note
 from rookery.errors import ConfigError
@@ -47,7 +47,8 @@ def test_what_is_different_is_told(shipped: Path, caplog: pytest.LogCaptureFixtu
     for field in ("training.eval_log_every_n", "training.num_epochs", "train_data.limit", "validation_data.data_root"):
         assert f"{shipped}: {field}" in told
     assert "a step of SGD is 21 times as long here" in told
-    assert len(caplog.messages) == 6
+    assert f"{shipped}: training.num_eval_steps: no validation_data" in told
+    assert len(caplog.messages) == 7
 
 
 def test_of_several_processes_the_first_tells(
@@ -199,12 +200,13 @@ def translated(data: Mapping[str, Any]) -> tuple[TwhinConfig, list[Note]]:
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_acts_or_is_answered(field: str) -> None:
     data = context(field)
+    tables = data["model"]["embeddings"]["tables"]
+    if FIELDS[field] == "person":  # tables and the relations between them go by names
+        tables.append({**tables[0], "name": "person"})
     before, told = translated(data)
     put(data, field, FIELDS[field])
-    if FIELDS[field] == "person":  # tables and the relations between them go by names
-        data["model"]["embeddings"]["tables"].append(
-            {**data["model"]["embeddings"]["tables"][0], "name": "user" if field.startswith(TABLE) else "person"}
-        )
+    if field == f"{TABLE}.name":
+        tables[1]["name"] = "user"
     after, notes = translated(data)
     answers = [note for note in notes if not note.comment and field in note.fields]
     assert after != before or (answers and not any(note in told for note in answers)), notes
@@ -212,6 +214,10 @@ def test_each_field_acts_or_is_answered(field: str) -> None:
 
 def test_all_fields_of_the_schema_are_looked_at() -> None:
     assert fields_besides(ReferenceTwhinConfig, FIELDS, ()) == {"model.relations.*.operator"}  # in the next test
+
+
+def test_the_schema_has_the_fields_that_there_are() -> None:
+    assert fields_besides(ReferenceTwhinConfig, (), ()) == TWHIN_FIELDS
 
 
 def test_an_operator_is_a_translation() -> None:
