@@ -166,7 +166,7 @@ def _lines(problems: Sequence[Problem], file: ConfigFile, changed: set[KeyPath])
         line = problem.line or file.line(problem.path)
         mistake = (line, problem.path[-1:], repr(problem.value), problem.message) if line else len(alike)
         alike.setdefault(mistake, []).append(_line(problem, file, changed))
-    return [first + (f" (so in {len(others)} more places)" if others else "") for first, *others in alike.values()]
+    return [first + (f" (and so in {len(others)} more)" if others else "") for first, *others in alike.values()]
 
 
 def _line(problem: Problem, file: ConfigFile, changed: set[KeyPath]) -> str:

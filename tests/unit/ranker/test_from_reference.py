@@ -171,7 +171,7 @@ def test_a_mistake_that_anchors_repeat_is_told_once(shipped: Path) -> None:
     (problem,) = problems(shipped)
     assert problem == (
         f"local_prod.yaml:{line}: train_data.preprocess.truncate_and_slice.binary_feature_truncation=many: must be an "
-        "integer; or leave it out (so in 12 more places)"
+        "integer; or leave it out (and so in 12 more)"
     )
 
 
