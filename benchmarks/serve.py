@@ -155,11 +155,7 @@ class Client:
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body."""
-        limit = 2**24  # bytes: an answer of 1,500 posts is more than a stream holds by default
-        connection = (
-            self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port, limit=limit)
-        )
-        reader, writer = connection
+        connection = reader, writer = await self._connected()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         )
@@ -169,6 +165,15 @@ class Client:
         answer = await reader.readexactly(int(headers["content-length"]))
         self._idle.append(connection)
         return int(lines[0].split()[1]), answer
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection that is open: the server closes those that were idle for long."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection[0].at_eof():
+                return connection
+        limit = 2**24  # bytes: an answer of 1,500 posts is more than a stream holds by default
+        return await asyncio.open_connection(self._host, self._port, limit=limit)
 
     async def close(self) -> None:
         for _, writer in self._idle:
