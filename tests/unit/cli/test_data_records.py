@@ -84,6 +84,9 @@ def test_days_and_hours_are_converted(run, generated: Path, tmp_path: Path) -> N
         (("--mask-mantissa", "a=24"), "the command line: mask_mantissa_features.a=24: "),
         (("--rename", "a=b"), "renamed_features.a=b: "),
         (("--end-date", "today"), "the command line: end_date=today: must be a day, as in 2022/05/04 or 2022-05-04"),
+        (("--end-date", "2022/05/04", "--days", 100_000_000), "days=100000000: "),
+        (("--end-datetime", "2022/05/04/01", "--hours", 100_000_000), "hours=100000000: "),
+        (("--end-date", "0001/01/01", "--days", 2), "begins before the year 1; take a later end_date or fewer days"),
         (("--end-date", "2022/05/04", "--end-datetime", "2022/05/04/01"), "--end-date and --end-datetime exclude"),
     ],
 )
