@@ -77,6 +77,19 @@ def test_the_heavy_rankers_configuration_trains_on_random_records(home: Path) ->
     assert set(json.loads(found.stdout)["tasks"]) == {TASKS[0]}
 
 
+def test_records_that_were_converted_train_by_the_same_configuration(home: Path) -> None:
+    file, log = home / "local_prod.yaml", home / "log"
+    rookery(home, "data", "convert-tfrecord", home / "records", log, "--config", file)
+    parquet = [
+        f"{field}.{value}"
+        for field in ("train_data", "validation_data.*")
+        for value in (f"inputs=[{log}]", "records=null")
+    ]
+    overrides = [argument for field in (*SMALL, *parquet) for argument in ("--set", field)]
+    rookery(home, "ranker", "train", file, *overrides)
+    check_run(home / "runs" / "recap", num_steps=4, every_n=2)
+
+
 def test_paths_that_do_not_exist_are_told_with_the_override(home: Path) -> None:
     (home / "records").rename(home / "elsewhere")
     result = rookery(home, "ranker", "train", home / "local_prod.yaml", code=2)

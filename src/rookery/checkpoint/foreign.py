@@ -179,8 +179,13 @@ def _load_archive(file: Path) -> object:
         _require_plain(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except _MALFORMED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: holds more than tensors, or is damaged ({reason}); {_SAVE_AGAIN}") from error
+        raise DataError(f"{file}: holds more than tensors, or is damaged ({_reason(error)}); {_SAVE_AGAIN}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what is amiss: those around it are advice to load the file without looking into it."""
+    said = " ".join(str(error).split())
+    return said.rpartition("WeightsUnpickler error: ")[2].partition(". ")[0][:200]
 
 
 def _require_plain(file: Path) -> None:
@@ -216,7 +221,11 @@ def _misfit(name: str, found: Tensor, wanted: Tensor) -> str | None:
         )
     if found.is_floating_point() != wanted.is_floating_point():
         there, here = (str(each.dtype).removeprefix("torch.") for each in (found, wanted))
-        return f"{name} is {there} there, {here} in this configuration; {_SAVE_AGAIN}"
+        kind = "floating-point" if wanted.is_floating_point() else "whole"
+        return (
+            f"{name} is {there} there, {here} in this configuration; take a model whose {name} has {kind} numbers, or "
+            f"write it as {here}"
+        )
     num_wrong = found.numel() - int(torch.isfinite(found).sum())
     if num_wrong and torch.isfinite(wanted).all():  # some of ours say by NaN that nothing was measured yet
         return f"{name} has {num_wrong:,} numbers that are not finite; take an earlier checkpoint of that model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from rich.table import Table
 
 from rookery.cli.output import JsonFlag, emit, progress_console
 from rookery.errors import DataError, UserError
+from rookery.storage.location import RemotePath, parse_location
 
 if TYPE_CHECKING:
+    from rookery.data.files_config import RecordsConfig
     from rookery.storage.location import Location
 
 
@@ -36,7 +39,22 @@ def _convert(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder of Parquet files to write.", show_default=False)],
-    schema: Annotated[str, typer.Option(help="The segdense schema (JSON), by path or URL.", show_default=False)],
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            help="The segdense schema (JSON), by path or URL; left out, that of --config, or IN's segdense.json."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A ranker's configuration, ours or one of the-algorithm-ml: train_data.records says how to read."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of --config, as for the trainer."),
+    ] = None,
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Write the feature THEIRS as column OURS.")
     ] = None,
@@ -57,18 +75,9 @@ def _convert(
 ) -> None:
     """Convert TFRecords to Parquet; OUT appears when it is whole. Interrupted and started again, it goes on."""
     from rookery.config.loader import parse_config
-    from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs, RecordsConfig
+    from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs
     from rookery.data.record_convert import convert_records
 
-    fields = {
-        "schema_path": schema,
-        "renamed_features": _pairs("--rename", rename or ()),
-        "mask_mantissa_features": {
-            name: _whole_number(f"--mask-mantissa {name}", bits)
-            for name, bits in _pairs("--mask-mantissa", mask_mantissa or ()).items()
-        },
-    }
-    records = parse_config(RecordsConfig, fields, "the command line")
     by_day = {"data_root": source, "end_date": end_date, "days": days, "num_missing_days_tol": num_missing_days_tol}
     by_hour = {
         "data_root": source,
@@ -81,6 +90,10 @@ def _convert(
         None if end_date is None else parse_config(ExplicitDateInputs, by_day, "the command line"),
         None if end_datetime is None else parse_config(ExplicitDatetimeInputs, by_hour, "the command line"),
     )
+    if config is None and overrides:
+        raise UserError("--set names fields of a configuration; give it with --config")
+    described = None if config is None else _configured(config, overrides or (), schema)
+    records = _records(source, schema, described, rename or (), mask_mantissa or ())
     start = time.perf_counter()
     with progress_console.status("converting") as status:
         progress = _Progress(lambda done: status.update(f"converting: {done:,} records"))
@@ -114,6 +127,58 @@ def _generate(
     written = write_reference(out, num_examples, num_files=num_files, seed=seed, overwrite=overwrite)
     result = dataclasses.asdict(written)
     emit(result, as_json, lambda: _render_reference(result))
+
+
+def _configured(config: Path, overrides: Sequence[str], schema: str | None) -> RecordsConfig:
+    """What a configuration says of the records that it trains on."""
+    from rookery.ranker.from_reference import load_ranker_config
+
+    quoted = json.dumps(schema)  # a file named 2024 is no number
+    flags = [] if schema is None else [f"train_data.records.schema_path={quoted}"]
+    records = load_ranker_config(config, overrides, flags).train_data.records
+    if records is None:
+        raise UserError(f"--config {config}: has no train_data.records; name one that trains on records, or --schema")
+    return records
+
+
+def _records(
+    source: str, schema: str | None, described: RecordsConfig | None, renames: Sequence[str], masks: Sequence[str]
+) -> RecordsConfig:
+    """How to read the records: as ``described``, and beyond it as the flags say."""
+    from rookery.config.loader import parse_config
+    from rookery.data.files_config import RecordsConfig
+
+    bits = {
+        name: _whole_number(f"--mask-mantissa {name}", text) for name, text in _pairs("--mask-mantissa", masks).items()
+    }
+    renamed = _pairs("--rename", renames)
+    if described is not None:
+        renamed = {**described.renamed_features, **renamed}
+        bits = {**described.mask_mantissa_features, **bits}
+        schema = str(described.schema_path)
+    fields = {
+        "schema_path": schema or _schema_beside(source),
+        "renamed_features": renamed,
+        "mask_mantissa_features": bits,
+    }
+    return parse_config(RecordsConfig, fields, "the command line")
+
+
+def _schema_beside(source: str) -> str:
+    """The schema in the folder IN, or in the folder of the files IN."""
+    from rookery.data.reference_records import SCHEMA_FILE
+    from rookery.storage.remote import is_object
+
+    place = parse_location(source, "IN")
+    is_bucket = isinstance(place, RemotePath) and "/" not in place.key
+    for folder in (place,) if is_bucket else (place, place.parent):
+        file = folder / SCHEMA_FILE
+        if file.is_file() if isinstance(file, Path) else is_object(file):
+            return str(file)
+    raise UserError(
+        f"{source}: has no {SCHEMA_FILE} beside its records; name their schema with --schema, or with --config the "
+        "configuration that trains on them"
+    )
 
 
 def _places(source: str, by_day: Any, by_hour: Any) -> list[Location]:

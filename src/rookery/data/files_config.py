@@ -6,14 +6,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from rookery.config.base import StrictModel
 from rookery.storage.location import LocationField, absolute
 
-PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# Each is a folder that is looked into; a hundred years, and eleven of hours, are a slip of the pen.
+NumDays = Annotated[int, Field(gt=0, le=36_525)]
+NumHours = Annotated[int, Field(gt=0, le=100_000)]
 MaskedBits = Annotated[int, Field(ge=0, le=23)]
 
 _DAY_FOLDER = "%Y/%m/%d"
@@ -29,7 +31,7 @@ class ExplicitDateInputs(StrictModel):
     """A folder, by path or URL."""
     end_date: str
     """As in 2022/05/04 or 2022-05-04."""
-    days: PositiveInt
+    days: NumDays
     num_missing_days_tol: NonNegativeInt = 0
     """So many days may have no files."""
 
@@ -38,6 +40,11 @@ class ExplicitDateInputs(StrictModel):
     def _is_a_day(cls, text: str) -> str:
         _parsed(text, _DAYS, "a day, as in 2022/05/04 or 2022-05-04")
         return text
+
+    @model_validator(mode="after")
+    def _begins_after_year_0(self) -> Self:
+        _require_start(_parsed(self.end_date, _DAYS, "a day"), timedelta(days=self.days - 1), "end_date", "days")
+        return self
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -57,7 +64,7 @@ class ExplicitDatetimeInputs(StrictModel):
     """A folder, by path or URL."""
     end_datetime: str
     """As in 2022/05/04/23 or 2022-05-04T23."""
-    hours: PositiveInt
+    hours: NumHours
     num_missing_hours_tol: NonNegativeInt = 0
     """So many hours may have no files."""
 
@@ -66,6 +73,12 @@ class ExplicitDatetimeInputs(StrictModel):
     def _is_an_hour(cls, text: str) -> str:
         _parsed(text, _HOURS, "an hour, as in 2022/05/04/23 or 2022-05-04T23")
         return text
+
+    @model_validator(mode="after")
+    def _begins_after_year_0(self) -> Self:
+        last = _parsed(self.end_datetime, _HOURS, "an hour")
+        _require_start(last, timedelta(hours=self.hours - 1), "end_datetime", "hours")
+        return self
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -108,6 +121,11 @@ class RecordsConfig(StrictModel):
         """The same with absolute paths."""
         index_dir = None if self.index_dir is None else self.index_dir.absolute()
         return self.model_copy(update={"schema_path": self.schema_path.absolute(), "index_dir": index_dir})
+
+
+def _require_start(last: datetime, before: timedelta, end: str, length: str) -> None:
+    if last - datetime.min < before:  # noqa: DTZ901 - names of folders have no time zone
+        raise ValueError(f"begins before the year 1; take a later {end} or fewer {length}")
 
 
 def _parsed(text: str, formats: tuple[str, ...], wanted: str) -> datetime:

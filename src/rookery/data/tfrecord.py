@@ -144,11 +144,32 @@ class Inflater:
         return inflater
 
     def _inflate(self, most: int) -> bytes:
+        before = self._member.copy()  # 42 KB, for up to 4 MB that come out
         try:
             found: bytes = self._member.decompress(self._input, most)
         except zlib_ng.error as error:  # type: ignore[misc]  # its stub takes it for a value
-            raise CorruptBytes(f"the gzip data are damaged ({error})") from error
+            self._member = before
+            found = self._inflate_to_damage(most)
+            if not found:
+                raise CorruptBytes(f"the gzip data are damaged ({error})") from error
+            return found
         self._input = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+        return found
+
+    def _inflate_to_damage(self, most: int) -> bytes:
+        """What comes before the byte of the input at which inflating fails: a call that fails drops what it found."""
+        found = b""
+        failing = len(self._input)  # so many bytes of input fail
+        while failing and len(found) < most:
+            half, member = failing // 2, self._member.copy()
+            try:
+                found += member.decompress(self._input[:half], most - len(found))
+            except zlib_ng.error:  # type: ignore[misc]
+                failing = half
+            else:
+                self._member = member
+                self._input = member.unconsumed_tail + self._input[half:]
+                failing = failing - half if half else 0  # without input: what was still to come of the input before
         return found
 
 
@@ -287,7 +308,8 @@ class _Frames:
     def damage_at_end(self, unreadable: str | None) -> Damage | None:
         """What is amiss with what stands behind the last whole frame."""
         if unreadable is not None:
-            return Damage(len(self.starts), self.end, f"{unreadable}; {_REMEDY}")
+            where = "" if self.missing else "the records before it are whole, then "
+            return Damage(len(self.starts), self.end, f"{where}{unreadable}; {_REMEDY}")
         if self._damage is None and self.missing:
             problem = f"the file ends within it, {self.missing:,} bytes too early; {_REMEDY}"
             return Damage(len(self.starts), self.end, problem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rookery.config.document import KeyPath
@@ -17,6 +17,9 @@ from rookery.storage.location import as_location
 _EMBEDDINGS = ("user_embedding", "user_eng_embedding", "author_embedding")
 """In the order in which they enter the network."""
 _KEYS = {"user": "meta__user_id", "item": "meta__tweet_id"}
+_NAME_SCHEMA = (
+    "name the file with --set train_data.records.schema_path=PATH --set 'validation_data.*.records.schema_path=PATH'"
+)
 _BLOCKS = ("continuous", "binary", "dense", "blocks")
 
 
@@ -135,20 +138,22 @@ def missing_widths(data: Mapping[str, Any], train: ReferenceData) -> list[tuple[
     described = data.get("train_data")
     records = described.get("records") if isinstance(described, Mapping) else None
     own = records if isinstance(records, Mapping) else {}
+    remedy = _NAME_SCHEMA if own else f"put it there, or name the widths: {_set_widths([field for field, _ in blocks])}"
     path = str(own.get("schema_path") or train.seg_dense_schema.schema_path)
     renamed = own.get("renamed_features") or train.seg_dense_schema.renamed_features
-    lengths = _lengths(path)
+    lengths = _lengths(path, remedy)
     return [((*field, "width"), _width(path, lengths, name, str(renamed.get(name, name)))) for field, name in blocks]
 
 
-def _lengths(path: str) -> dict[str, int]:
+def _set_widths(fields: Sequence[KeyPath]) -> str:
+    return " ".join(f"--set {'.'.join(map(str, field))}.width=WIDTH" for field in fields)
+
+
+def _lengths(path: str, remedy: str) -> dict[str, int]:
     try:
         return {entry.feature_name: entry.length for entry in read_schema(as_location(path))}
     except (DataError, ValueError) as error:
-        raise ConfigError(
-            f"train_data.records.schema_path={path}: {error}; name the file with "
-            "--set train_data.records.schema_path=PATH --set 'validation_data.*.records.schema_path=PATH'"
-        ) from error
+        raise ConfigError(f"train_data.records.schema_path={path}: {error}; {remedy}") from error
 
 
 def _width(path: str, lengths: Mapping[str, int], name: str, feature: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -24,6 +25,8 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
     "gs": ("gcsfs.retry.HttpError", "google.auth.exceptions.GoogleAuthError", "aiohttp.ClientError"),
     "memory": (),
 }
+# gcsfs' level is that of GCSFS_DEBUG, if it is set.
+_TALKATIVE = ("gcsfs", "google.auth")
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, run `gcloud auth application-default login`, or give the machine a role",
@@ -74,7 +77,11 @@ def matching(pattern: RemotePath) -> list[RemotePath]:
 def is_object(place: RemotePath) -> bool:
     """Whether there is an object of this very name."""
     with _told(place):
-        return bool(_filesystem(place).isfile(place.key))
+        try:
+            # isfile would take a store that does not answer for a missing object: it would be asked twice, 30 s each.
+            return bool(_filesystem(place).info(place.key)["type"] == "file")
+        except FileNotFoundError:
+            return False
 
 
 def require_bucket(place: RemotePath) -> None:
@@ -150,8 +157,16 @@ def _filesystem(place: RemotePath) -> Any:
         filesystem = fsspec.filesystem(place.protocol)
     except ImportError as error:
         raise MissingExtra(f"{place}: object stores need more packages: pip install 'rookery[object-store]'") from error
+    _quieten()
     filesystem.invalidate_cache()
     return filesystem
+
+
+def _quieten() -> None:
+    """Keep the libraries from telling, with tracebacks, what is raised here; unless they were told how much to tell."""
+    for name in _TALKATIVE:
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _key(name: str) -> str:

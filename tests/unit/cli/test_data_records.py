@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,8 @@ import yaml
 
 from rookery.cli import main as command_line
 from rookery.data.reference_records import reference_columns
+from rookery.storage.location import as_remote
+from rookery.storage.remote import delete, put
 
 CONTINUOUS = "continuous=home_recap_2022_cont__segdense_vals"
 
@@ -84,6 +87,9 @@ def test_days_and_hours_are_converted(run, generated: Path, tmp_path: Path) -> N
         (("--mask-mantissa", "a=24"), "the command line: mask_mantissa_features.a=24: "),
         (("--rename", "a=b"), "renamed_features.a=b: "),
         (("--end-date", "today"), "the command line: end_date=today: must be a day, as in 2022/05/04 or 2022-05-04"),
+        (("--end-date", "2022/05/04", "--days", 100_000_000), "days=100000000: "),
+        (("--end-datetime", "2022/05/04/01", "--hours", 100_000_000), "hours=100000000: "),
+        (("--end-date", "0001/01/01", "--days", 2), "begins before the year 1; take a later end_date or fewer days"),
         (("--end-date", "2022/05/04", "--end-datetime", "2022/05/04/01"), "--end-date and --end-datetime exclude"),
     ],
 )
@@ -95,26 +101,11 @@ def test_flags_that_mean_nothing_are_refused(run, tmp_path: Path, generated: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_places_without_records_are_named(run, tmp_path: Path, generated: Path) -> None:
-    schema = ("--schema", generated / "segdense.json")
-    code, _, err = run("data", "convert-tfrecord", tmp_path / "nowhere", tmp_path / "out", *schema)
-    assert code == 2
-    assert "nowhere: no file of records there; name a file, a folder or a glob" in err
-
-
-def test_a_ranker_trains_on_what_is_generated(run, tmp_path: Path, generated: Path) -> None:
+def ranker_config(folder: Path, partition: dict[str, Any]) -> Path:
+    """A small ranker on the features of 2022."""
     tower = {"mlp_config": {"layer_sizes": [4, 1]}}
-    partition = {
-        "inputs": [str(generated / "*.gz")],
-        "records": {
-            "schema_path": str(generated / "segdense.json"),
-            "renamed_features": dict([CONTINUOUS.split("=")], binary="home_recap_2022_binary__segdense_vals"),
-            "index_dir": str(tmp_path / "index"),
-        },
-        "batch_size": 16,
-    }
     config = {
-        "training": {"save_dir": str(tmp_path / "run"), "num_train_steps": 3, "validate_every_n": 3},
+        "training": {"save_dir": str(folder / "run"), "num_train_steps": 3, "validate_every_n": 3},
         "runtime": {"device": "cpu"},
         "keys": {"user": "meta.user_id"},
         "labels": {"fav": {"column": "recap.engagement.is_favorited"}},
@@ -128,8 +119,76 @@ def test_a_ranker_trains_on_what_is_generated(run, tmp_path: Path, generated: Pa
         "model": {"tasks": {"fav": tower}, "multi_task_type": "share_none"},
         "optimizer": {"adam": {}, "single_task_learning_rate": {"constant": 0.01}},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    code, out, err = run("ranker", "train", tmp_path / "config.yaml", "--json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+def test_the_schema_beside_the_records_is_taken(run, generated: Path, tmp_path: Path) -> None:
+    for number, place in enumerate((generated, generated / "*.gz", generated / "random-00001.tfrecord.gz")):
+        code, out, err = run("data", "convert-tfrecord", place, tmp_path / f"log{number}", "--json")
+        assert code == 0, err
+        assert json.loads(out)["num_records"] == (20 if number == 2 else 40)
+    for file in generated.iterdir():
+        put(file, as_remote(f"memory://birds/{file.name}"))
+    code, _, err = run("data", "convert-tfrecord", "memory://birds", tmp_path / "bucket")
+    assert code == 0, err
+    delete(as_remote("memory://birds/segdense.json"))
+    code, _, err = run("data", "convert-tfrecord", "memory://birds", tmp_path / "other")
+    assert (code, "memory://birds: has no segdense.json beside its records" in err) == (2, True)
+    (generated / "segdense.json").rename(tmp_path / "schema.json")
+    code, _, err = run("data", "convert-tfrecord", generated, tmp_path / "other")
+    assert code == 2
+    assert "has no segdense.json beside its records; name their schema with --schema, or with --config" in err
+
+
+def test_a_configuration_says_how_to_read_the_records(run, generated: Path, tmp_path: Path) -> None:
+    described = {
+        "schema_path": str(generated / "segdense.json"),
+        "renamed_features": dict([CONTINUOUS.split("=")], binary="home_recap_2022_binary__segdense_vals"),
+        "mask_mantissa_features": {"continuous": 16},
+    }
+    config = ranker_config(tmp_path, {"inputs": ["nowhere"], "records": described})
+    flags = ("--config", config, "--rename", "user=meta.user_id")
+    code, _, err = run("data", "convert-tfrecord", generated, tmp_path / "log", *flags)
+    assert code == 0, err
+    table = pq.read_table(tmp_path / "log" / "00000-00000.parquet")
+    assert {"continuous", "binary", "user"} <= set(table.column_names)
+    assert (table["continuous"].combine_chunks().flatten().to_numpy().view("u4") & 0xFFFF).max() == 0
+    (generated / "segdense.json").rename(tmp_path / "schema.json")
+    more = ("--schema", tmp_path / "schema.json", "--set", "train_data.records.mask_mantissa_features={}")
+    code, _, err = run("data", "convert-tfrecord", generated, tmp_path / "other", *flags, *more)
+    assert code == 0, err
+    bits = pq.read_table(tmp_path / "other" / "00000-00000.parquet")["continuous"].combine_chunks().flatten()
+    assert (bits.to_numpy().view("u4") & 0xFFFF).max() > 0
+    code, _, err = run(
+        "data", "convert-tfrecord", generated, tmp_path / "x", *flags, "--set", "train_data.records=null"
+    )
+    assert code == 2
+    assert "has no train_data.records; name one that trains on records, or --schema" in err
+    code, _, err = run("data", "convert-tfrecord", generated, tmp_path / "x", "--set", "train_data.records=null")
+    assert code == 2
+    assert "--set names fields of a configuration; give it with --config" in err
+
+
+def test_places_without_records_are_named(run, tmp_path: Path, generated: Path) -> None:
+    schema = ("--schema", generated / "segdense.json")
+    code, _, err = run("data", "convert-tfrecord", tmp_path / "nowhere", tmp_path / "out", *schema)
+    assert code == 2
+    assert "nowhere: no file of records there; name a file, a folder or a glob" in err
+
+
+def test_a_ranker_trains_on_what_is_generated(run, tmp_path: Path, generated: Path) -> None:
+    partition = {
+        "inputs": [str(generated / "*.gz")],
+        "records": {
+            "schema_path": str(generated / "segdense.json"),
+            "renamed_features": dict([CONTINUOUS.split("=")], binary="home_recap_2022_binary__segdense_vals"),
+            "index_dir": str(tmp_path / "index"),
+        },
+        "batch_size": 16,
+    }
+    config = ranker_config(tmp_path, partition)
+    code, out, err = run("ranker", "train", config, "--json")
     assert code == 0, err
     assert json.loads(out)["step"] == 3
     code, out, err = run("ranker", "evaluate", tmp_path / "run", "--split", "valid", "--json")

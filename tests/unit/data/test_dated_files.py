@@ -90,3 +90,19 @@ def test_what_is_no_day_is_refused(text):
 def test_what_is_no_hour_is_refused(text):
     with pytest.raises(ValidationError, match="must be an hour, as in 2022/05/04/23"):
         hours("x", end_datetime=text)
+
+
+def test_spans_that_no_calendar_has_are_refused():
+    for wrong in (0, 36_526, 100_000_000, 10**30):
+        with pytest.raises(
+            ValidationError, match=r"days\n  Input should be (greater than 0|less than or equal to 36525)"
+        ):
+            days("x", days=wrong)
+        with pytest.raises(ValidationError, match="hours\n  Input should be"):
+            hours("x", hours=100_001 if wrong else 0)
+    assert len(days("x", end_date="0001/01/03").folders) == 3
+    assert len(hours("x", end_datetime="0001/01/01/02").folders) == 3
+    with pytest.raises(ValidationError, match="begins before the year 1; take a later end_date or fewer days"):
+        days("x", end_date="0001/01/02")
+    with pytest.raises(ValidationError, match="begins before the year 1; take a later end_datetime or fewer hours"):
+        hours("x", end_datetime="0001/01/01/01")

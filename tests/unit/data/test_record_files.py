@@ -203,6 +203,23 @@ def test_a_file_that_ends_too_early_is_refused_or_read_as_far_as_it_goes(tmp_pat
     assert "What stands behind it is left out (on_corrupt is skip)" in caplog.text
 
 
+@pytest.mark.parametrize("block_bytes", [2_000, 16_000_000])
+def test_a_wrong_sum_of_gzip_costs_no_row(tmp_path, config, monkeypatch, block_bytes):
+    monkeypatch.setattr(index_module, "BLOCK_BYTES", block_bytes)
+    place = write(tmp_path / "rows.gz")
+    zipped = bytearray(place.read_bytes())
+    zipped[-6] ^= 1
+    place.write_bytes(zipped)
+    message = f"rows.gz: record 200, byte {len(ROWS)}: the records before it are whole, then the gzip data are damaged"
+    with pytest.raises(DataError, match=message):
+        list_row_groups(record_files([place], config), ["id"])
+    slices, types = list_row_groups(record_files([place], config, skip_damage=True), ["id"])
+    for _ in range(2):
+        columns, sound = read_sound_rows(slices, types, pytest.fail)
+        assert sound is None
+        assert torch.equal(columns["id"], torch.arange(NUM_ROWS) * 2**40)
+
+
 def test_a_file_that_is_gone_is_left_out_and_one_that_is_not_opened_is_not(source, monkeypatch):
     slices, types = list_row_groups([source], ["id"])
     kept = source.place.rename(source.place.with_name("kept"))

@@ -7,6 +7,8 @@ import io
 import random
 import struct
 import tracemalloc
+import zlib
+from contextlib import suppress
 
 import naive_records as naive
 import pytest
@@ -141,6 +143,44 @@ def test_damaged_gzip_is_told(spoil, problem):
     assert read_all(reader, 1) == written[: reader.damage.record if reader.damage else 0]
     assert reader.damage is not None
     assert problem in str(reader.damage)
+
+
+def test_what_stands_before_damage_of_gzip_is_kept():
+    random.seed(3)
+    written = [random.randbytes(40) * 3 for _ in range(20)]
+    plain = b"".join(map(framed, written))
+    ends = [sum(len(framed(one)) for one in written[:number]) for number in range(len(written) + 1)]
+    whole = gzip.compress(plain)
+    for place in (*range(10, len(whole) - 8, 17), *range(len(whole) - 8, len(whole))):
+        spoiled = whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+        inflated = inflated_by_bytes(spoiled)
+        for num_bytes in (1, 1_000, 10_000_000):
+            assert inflated_up_to_damage(spoiled, num_bytes).startswith(inflated), (place, num_bytes)
+        if place >= len(whole) - 8:  # the sum and the length: all was inflated
+            reader = RecordReader(Inflater(io.BytesIO(spoiled)))
+            assert read_all(reader, 10_000) == written
+            assert reader.damage is not None
+            assert (reader.damage.record, reader.damage.offset) == (20, ends[20])
+            assert reader.damage.problem.startswith("the records before it are whole, then the gzip data are damaged")
+
+
+def inflated_up_to_damage(zipped: bytes, num_bytes: int) -> bytes:
+    inflater, found = Inflater(io.BytesIO(zipped)), b""
+    with suppress(CorruptBytes):
+        while piece := inflater.read(num_bytes):
+            assert len(piece) <= num_bytes
+            found += piece
+        pytest.fail("the damage went unnoticed")
+    return found
+
+
+def inflated_by_bytes(zipped: bytes) -> bytes:
+    """What zlib makes of a file, byte by byte, up to its damage."""
+    inflater, found = zlib.decompressobj(wbits=31), b""
+    with suppress(zlib.error):
+        for byte in zipped:
+            found += inflater.decompress(bytes([byte]))
+    return found
 
 
 @pytest.mark.parametrize("length", [2**60, 2**63 + 1, MAX_RECORD_BYTES + 1])

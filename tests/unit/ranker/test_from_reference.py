@@ -312,3 +312,15 @@ def test_all_that_the_model_may_have_trains_on_records(tmp_path: Path) -> None:
     begun, ended = dict(start.named_parameters()), dict(run.model.named_parameters())
     still = [name for name in begun if torch.equal(begun[name], ended[name])]
     assert still == [], still
+
+
+def test_converted_records_need_widths_alone(shipped: Path, tmp_path: Path) -> None:
+    parquet = ("train_data.records=null", "validation_data.*.records=null")
+    widths = {feature.name: feature.width for feature in load_ranker_config(shipped, parquet).features.dense}
+    (tmp_path / "base" / SCHEMA).unlink()
+    (problem,) = problems(shipped, *parquet)
+    assert "put it there, or name the widths: --set features.continuous.0.width=WIDTH " in problem
+    remedies = [word.replace("WIDTH", "200") for word in problem.split() if word.endswith("=WIDTH")]
+    named = load_ranker_config(shipped, [*parquet, *remedies]).features
+    assert {feature.name: feature.width for feature in named.dense} == widths
+    assert named.continuous[0].width == 200

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from stores import BUCKET, KEYS, OFFLINE, gcs_server, s3_server, store_environment
@@ -114,3 +115,18 @@ def test_a_store_that_does_not_answer_is_an_error_with_its_address():
     nobody = {**KEYS, **OFFLINE, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     with store_environment("s3", nobody), pytest.raises(StoreUnreachable, match=r"127\.0\.0\.1:9.*look at its address"):
         find_files("s3://birds/log")
+
+
+def test_googles_store_that_does_not_answer_is_told_of_once(monkeypatch, capfd, caplog):
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    import gcsfs.retry
+
+    pauses: list[float] = []
+    monkeypatch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=sleep))
+    nobody = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:9", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "0"}
+    with store_environment("gs", nobody), pytest.raises(StoreUnreachable, match=r"127\.0\.0\.1:9.*look at its address"):
+        find_files("gs://birds/log")
+    assert len(pauses) <= 10  # an object and a folder of this name are asked for at once, six times, and never again
+    assert (caplog.records, capfd.readouterr()) == ([], ("", ""))
