@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from forked_commands import Command, wait_for
-from served_readers import reading, settings, starting
+from served_readers import Reader, reading, settings, starting
 from survived_runs import last_step, require_survived
 from training_jobs import Job, finish
 
@@ -31,6 +31,12 @@ def test_twhin_loses_nothing_with_a_reader_that_is_killed(twhin: Job, tmp_path: 
     require_survived(run, twhin.whole, to_the_bit=True)
 
 
+def is_in_use(reader: Reader, said: str) -> bool:
+    """Whether a trainer has ``reader``, which it may have begun without."""
+    began_without = f"reader {reader.address}: " in said
+    return not began_without or f"reader {reader.address} answers" in said
+
+
 @pytest.mark.slow
 def test_the_ranker_loses_nothing_with_a_reader_that_hangs(long_ranker: Job, tmp_path: Path) -> None:
     """Readers wait for the inputs that the trainer writes; one hangs in the middle, and the trainer still ends."""
@@ -40,6 +46,7 @@ def test_the_ranker_loses_nothing_with_a_reader_that_hangs(long_ranker: Job, tmp
         wait_for(lambda: f"waiting for {run / 'inputs'}" in first.err.read_text(), [first])
         commands = long_ranker.start(run, **settings(readers, deadline_s=2))
         wait_for_step(commands, run, 20)
+        wait_for(lambda: is_in_use(readers[1], commands[0].err.read_text()), commands)
         readers[1].command.send(signal.SIGSTOP)
         (said,) = finish(commands)
     assert f"reader {readers[1].address}: it did not answer within the deadline; its tickets go to the others" in said

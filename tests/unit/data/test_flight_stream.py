@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -313,6 +313,15 @@ class TestBounds:
         assert own() == before
 
 
+def settled_tickets(servers: Sequence[BadReader]) -> list[int]:
+    """How many tickets each was asked for, once what was asked ahead has come in."""
+    before, now = [-1], [server.num_tickets for server in servers]
+    while now != before:
+        time.sleep(0.5)
+        before, now = now, [server.num_tickets for server in servers]
+    return now
+
+
 def test_several_ranks_prefer_readers_of_their_own(rows: Rows) -> None:
     servers = [BadReader(rows, lambda batches: batches) for _ in range(4)]
     with running(*servers):
@@ -320,7 +329,7 @@ def test_several_ranks_prefer_readers_of_their_own(rows: Rows) -> None:
         asked = []
         for stream in streams:
             list(itertools.islice(stream, 30))
-            asked.append([server.num_tickets for server in servers])
             stream.close()
+            asked.append(settled_tickets(servers))
     assert asked[0][2:] == [0, 0] and min(asked[0][:2]) > 0
     assert asked[1][:2] == asked[0][:2] and min(asked[1][2:]) > 0
