@@ -13,6 +13,8 @@ from served_readers import Reader, reading, settings, starting
 from survived_runs import last_step, require_survived
 from training_jobs import Job, finish
 
+from rookery.ranker.inputs import INPUTS, MANIFEST
+
 
 def wait_for_step(commands: list[Command], save_dir: Path, step: int) -> None:
     wait_for(lambda: last_step(save_dir) >= step, commands)
@@ -31,10 +33,12 @@ def test_twhin_loses_nothing_with_a_reader_that_is_killed(twhin: Job, tmp_path: 
     require_survived(run, twhin.whole, to_the_bit=True)
 
 
-def is_in_use(reader: Reader, said: str) -> bool:
-    """Whether a trainer has ``reader``, which it may have begun without."""
-    began_without = f"reader {reader.address}: " in said
-    return not began_without or f"reader {reader.address} answers" in said
+def hold_until_all_serve(trainer: Command, run: Path, readers: list[Reader]) -> None:
+    """Stop a trainer that has written its inputs until all readers have opened them: it would begin with the first."""
+    wait_for((run / INPUTS / MANIFEST).exists, [trainer])
+    trainer.send(signal.SIGSTOP)
+    wait_for(lambda: all("at grpc://" in reader.command.err.read_text() for reader in readers), [trainer])
+    trainer.send(signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -45,8 +49,8 @@ def test_the_ranker_loses_nothing_with_a_reader_that_hangs(long_ranker: Job, tmp
         first = readers[0].command
         wait_for(lambda: f"waiting for {run / 'inputs'}" in first.err.read_text(), [first])
         commands = long_ranker.start(run, **settings(readers, deadline_s=2))
+        hold_until_all_serve(commands[0], run, readers)
         wait_for_step(commands, run, 20)
-        wait_for(lambda: is_in_use(readers[1], commands[0].err.read_text()), commands)
         readers[1].command.send(signal.SIGSTOP)
         (said,) = finish(commands)
     assert f"reader {readers[1].address}: it did not answer within the deadline; its tickets go to the others" in said
