@@ -4,9 +4,10 @@ One process or two over gloo with one thread each, the same global batch; and on
 dimension and entities changed. The teams of a group are alive together and take turns, three steps each, so that other
 work on the machine meets all of them. ``wall_s`` and ``cpu_s`` are medians over the rounds, ``cpu_s`` of all processes
 together: the work of a step, whoever else is on the cores. ``speedup`` is one process's time over two's, by the clock;
-``work`` is two processes' processor time over one's, 1 where nothing is added. ``growth`` is the processor time over
-that of the first point, ``off_linear`` how far it is from growing as the number does (0 for entities: a step touches as
-many rows of a large table as of a small one).
+``work`` is two processes' processor time over one's, 1 where nothing is added. ``half`` is
+one process with half of the batch: what each of two takes beyond it is their exchange. ``growth`` is the processor time
+over that of the first point, ``off_linear`` how far it is from growing as the number does (0 for entities: a step
+touches as many rows of a large table as of a small one).
 
     python benchmarks/scaling.py --json
 """
@@ -47,9 +48,10 @@ def _median(measured: Sequence[Steps]) -> Steps:
 
 
 def by_processes(setting: Setting) -> dict[str, Any]:
-    one, two = in_turn([setting, replace(setting, world_size=2)])
+    one, half, two = in_turn([setting, replace(setting, batch=setting.batch // 2), replace(setting, world_size=2)])
     return {
         "one": _times(one),
+        "half": _times(half),
         "two": _times(two),
         "speedup": round(one.wall_s / two.wall_s, 3),
         "work": round(two.cpu_s / one.cpu_s, 3),
