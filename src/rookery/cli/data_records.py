@@ -74,8 +74,6 @@ def _convert(
     as_json: JsonFlag = False,
 ) -> None:
     """Convert TFRecords to Parquet; OUT appears when it is whole. Interrupted and started again, it goes on."""
-    from rookery.config.loader import parse_config
-    from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs
     from rookery.data.record_convert import convert_records
 
     by_day = {"data_root": source, "end_date": end_date, "days": days, "num_missing_days_tol": num_missing_days_tol}
@@ -85,11 +83,7 @@ def _convert(
         "hours": hours,
         "num_missing_hours_tol": num_missing_hours_tol,
     }
-    places = _places(
-        source,
-        None if end_date is None else parse_config(ExplicitDateInputs, by_day, "the command line"),
-        None if end_datetime is None else parse_config(ExplicitDatetimeInputs, by_hour, "the command line"),
-    )
+    places = _places(source, None if end_date is None else by_day, None if end_datetime is None else by_hour)
     if config is None and overrides:
         raise UserError("--set names fields of a configuration; give it with --config")
     described = None if config is None else _configured(config, overrides or (), schema)
@@ -181,17 +175,19 @@ def _schema_beside(source: str) -> str:
     )
 
 
-def _places(source: str, by_day: Any, by_hour: Any) -> list[Location]:
+def _places(source: str, by_day: dict[str, Any] | None, by_hour: dict[str, Any] | None) -> list[Location]:
+    from rookery.config.loader import parse_config
     from rookery.data.dated_files import files_of_days, files_of_hours
+    from rookery.data.files_config import ExplicitDateInputs, ExplicitDatetimeInputs
     from rookery.data.parquet import find_files
     from rookery.data.record_files import ENDINGS
 
     if by_day is not None and by_hour is not None:
         raise UserError("--end-date and --end-datetime exclude each other; give one of them")
     if by_day is not None:
-        return files_of_days(by_day, ENDINGS)
+        return files_of_days(parse_config(ExplicitDateInputs, by_day, "the command line"), ENDINGS)
     if by_hour is not None:
-        return files_of_hours(by_hour, ENDINGS)
+        return files_of_hours(parse_config(ExplicitDatetimeInputs, by_hour, "the command line"), ENDINGS)
     found = find_files(source, ENDINGS)
     if not found:
         raise DataError(f"{source}: no file of records there; name a file, a folder or a glob")
