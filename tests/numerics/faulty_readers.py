@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import flight
 
 from rookery.data.flight_identity import Served
+from rookery.data.flight_memory import Handover, Memory
 from rookery.data.flight_server import ReaderServer, ServedStream
 from rookery.data.flight_stream import FlightStream
 from rookery.data.flight_wire import Header, Order, Ticket, types_of
@@ -85,12 +87,12 @@ Spoil = Callable[["Batches"], "Batches"]
 
 
 class BadReader(ReaderServer):
-    """Spoils what it makes of each ticket from ticket ``after`` on; counts tickets."""
+    """Spoils what it sends of each ticket from ticket ``after`` on; counts tickets."""
 
     def __init__(self, source: Any, spoil: Spoil, *, after: int = 0, **options: Any) -> None:
         self._spoil, self._after = spoil, after
         self.num_tickets = 0
-        super().__init__(source, "grpc://127.0.0.1:0", **options)
+        super().__init__(source, "grpc://127.0.0.1:0", shares_memory=False, **options)
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         self.num_tickets += 1
@@ -157,6 +159,59 @@ GARBAGE: dict[str, Spoil] = {
     "a batch more": lambda batches: deque([*batches, batches[-1]]),
     "nothing": lambda batches: deque(),
     "an exception": _dead,
+}
+
+
+SpoilMemory = Callable[[Memory, Handover], Handover]
+
+
+class BadMemoryReader(ReaderServer):
+    """Spoils what it lays in memory for each ticket but the first; counts tickets."""
+
+    def __init__(self, source: Any, spoil: SpoilMemory) -> None:
+        self._spoil = spoil
+        self.num_tickets = 0
+        super().__init__(source, "grpc://127.0.0.1:0")
+
+    def _lay(self, served: ServedStream, ticket: Ticket, memory: Memory) -> Handover:
+        self.num_tickets += 1
+        laid = super()._lay(served, ticket, memory)
+        return laid if self.num_tickets == 1 else self._spoil(memory, laid)
+
+
+def _flipped_in_memory(memory: Memory, laid: Handover) -> Handover:
+    memory._bytes[5] ^= 4
+    return laid
+
+
+def _first_changed(laid: Handover, **changes: Any) -> Handover:
+    return laid.model_copy(update={"headers": (laid.headers[0].model_copy(update=changes), *laid.headers[1:])})
+
+
+def _unsealed(memory: Memory, laid: Handover) -> Handover:
+    """A file that could become shorter while it is read; it is left open."""
+    descriptor = os.memfd_create("unsealed")
+    os.ftruncate(descriptor, memory.num_bytes)
+    return laid.model_copy(update={"descriptor": descriptor})
+
+
+def _small(memory: Memory, laid: Handover) -> Handover:
+    """It is left open."""
+    return laid.model_copy(update={"descriptor": Memory(16).descriptor})
+
+
+GARBAGE_IN_MEMORY: dict[str, SpoilMemory] = {
+    "a flipped bit": _flipped_in_memory,
+    "another checksum": lambda memory, laid: _first_changed(laid, checksum=1),
+    "another digest": lambda memory, laid: _first_changed(laid, digest=laid.headers[0].digest + 1),
+    "another batch": lambda memory, laid: _first_changed(laid, batch=99),
+    "more rows than were read": lambda memory, laid: _first_changed(laid, num_rows=2**60),
+    "a batch less": lambda memory, laid: laid.model_copy(update={"headers": laid.headers[1:]}),
+    "a batch more": lambda memory, laid: laid.model_copy(update={"headers": (*laid.headers, laid.headers[-1])}),
+    "memory that may shrink": _unsealed,
+    "too little memory": _small,
+    "a pipe": lambda memory, laid: laid.model_copy(update={"descriptor": os.pipe()[0]}),
+    "a folder": lambda memory, laid: laid.model_copy(update={"descriptor": os.open("/", os.O_RDONLY)}),
 }
 
 

@@ -32,6 +32,9 @@ def _reader(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the token that trainers carry; or set ROOKERY_TOKEN.")
     ] = None,
+    shared_memory: Annotated[
+        bool, typer.Option(help="Hand batches to trainers on this machine in memory (Linux); else send all.")
+    ] = True,
     save_dir: Annotated[
         Path | None, typer.Option(help="The run, as the trainers have it; replaces training.save_dir.")
     ] = None,
@@ -52,7 +55,9 @@ def _reader(
     scheme = "grpc" if certificate is None else "grpc+tls"
     location = f"{scheme}://{f'[{host}]' if ':' in host else host}"
     try:
-        server = ReaderServer(source, f"{location}:{port}", token=token, certificate=certificate)
+        server = ReaderServer(
+            source, f"{location}:{port}", token=token, certificate=certificate, shares_memory=shared_memory
+        )
     except Exception as error:
         raise RookeryError(f"--listen {listen}: cannot be listened at ({error}); choose another address") from error
     _serve(server, f"reading {config} at {location}:{server.port}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from pyarrow import flight
 from rookery.data.flight_digests import BatchDigests
 from rookery.data.flight_discovery import Address
 from rookery.data.flight_identity import Description, differences, identity_of
+from rookery.data.flight_memory import Handover, Mapped, NotShared, machine, take_out
 from rookery.data.flight_server import DESCRIBE
 from rookery.data.flight_wire import (
     MAX_MESSAGE_BYTES,
@@ -29,6 +31,8 @@ from rookery.data.flight_wire import (
 from rookery.data.lanes import BatchLayout
 from rookery.data.stream import LaneRows
 from rookery.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_HANDSHAKE_S = 10.0
 
@@ -79,6 +83,8 @@ class Reader:
         self._client: flight.FlightClient | None = None
         self._connecting = threading.Lock()
         self._calls: set[flight.FlightStreamReader] = set()
+        self._is_near = False
+        self._mapped = Mapped()
 
     def greet(self) -> None:
         """Connect anew and compare what the reader serves with what is expected.
@@ -91,6 +97,7 @@ class Reader:
         try:
             answers = list(self._connected().do_action(action, self._options(deadline_s)))
             theirs = json.loads(answers[0].body.to_pybytes())
+            self._is_near = len(answers) > 1 and answers[1].body.to_pybytes() == machine()
         except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
             raise Mismatch(
                 "it does not admit this trainer: the token is missing or wrong; give its own in "
@@ -114,12 +121,16 @@ class Reader:
         cannot be read, which no reader could.
         """
         try:
-            call = self._connected().do_get(flight.Ticket(ticket.to_bytes()), self._options(self._access.deadline_s))
-            self._calls.add(call)
-            try:
+            if self._is_near:
+                try:
+                    return self._taken_over(ticket)
+                except NotShared as problem:
+                    self._is_near = False
+                    logger.info("reader %s: its memory cannot be seen here (%s); it sends", self.address, problem)
+            with self._under_way(
+                self._connected().do_get(flight.Ticket(ticket.to_bytes()), self._options(self._access.deadline_s))
+            ) as call:
                 return self._received(call, ticket)
-            finally:
-                self._calls.discard(call)
         except Garbage as error:
             raise Failed(f"it sent what was not asked for: {error}") from error
         except flight.FlightServerError as error:
@@ -134,8 +145,43 @@ class Reader:
         with self._connecting:
             client, self._client = self._client, None
         if client is not None:
-            with contextlib.suppress(pa.ArrowException):
+            with suppress(pa.ArrowException):
                 client.close()
+
+    @contextmanager
+    def _under_way(self, call: flight.FlightStreamReader) -> Iterator[flight.FlightStreamReader]:
+        self._calls.add(call)
+        try:
+            yield call
+        finally:
+            self._calls.discard(call)
+
+    def _taken_over(self, ticket: Ticket) -> list[LaneRows]:
+        """The batches of a ticket out of memory that the reader has laid them in."""
+        descriptor = flight.FlightDescriptor.for_command(ticket.to_bytes())
+        writer, call = self._connected().do_exchange(descriptor, self._options(self._access.deadline_s))
+        with self._under_way(call):
+            try:
+                writer.write_metadata(b"")  # the descriptor goes with it
+                return self._out_of_memory(call, ticket)
+            except BaseException:
+                call.cancel()
+                raise
+            finally:
+                with suppress(pa.ArrowException, OSError):
+                    writer.close()  # the reader may use the memory again
+
+    def _out_of_memory(self, call: flight.FlightStreamReader, ticket: Ticket) -> list[LaneRows]:
+        chunk = _next_chunk(call)
+        handover = Handover.from_bytes(b"" if chunk is None else _header_of(chunk))
+        if len(handover.headers) != ticket.count:
+            raise Garbage(f"{len(handover.headers)} batches, not {ticket.count}")
+        batches, start, memory = [], 0, self._mapped.of(handover)
+        for batch, header in zip(ticket.batches, handover.headers, strict=True):
+            self._check(header, ticket, batch)
+            columns, start = take_out(memory, start, header, self._expected.types)
+            batches.append(LaneRows(columns, header.rows, header.digest, header.skipped))
+        return batches
 
     def _received(self, call: flight.FlightStreamReader, ticket: Ticket) -> list[LaneRows]:
         if not call.schema.equals(self._schema, check_metadata=True):
@@ -151,23 +197,29 @@ class Reader:
 
     def _proved(self, chunk: flight.FlightStreamChunk, ticket: Ticket, batch: int) -> LaneRows:
         """A batch that has as many rows of each lane as it must, with the numbers that it must have, unharmed."""
-        if chunk.data is None or chunk.app_metadata is None:
-            raise Garbage(f"batch {batch} without rows or without a header")
-        header = Header.from_bytes(chunk.app_metadata.to_pybytes())
+        if chunk.data is None:
+            raise Garbage(f"batch {batch} without rows")
+        header = Header.from_bytes(_header_of(chunk))
+        self._check(header, ticket, batch)
+        if chunk.data.num_rows != header.num_rows:
+            raise Garbage(f"batch {batch} has {chunk.data.num_rows} rows where the header says {header.num_rows}")
+        if header.checksum != checksum(chunk.data):
+            raise Garbage(f"batch {batch} was changed on its way: its checksum differs")
+        return LaneRows(decode(chunk.data, self._expected.types), header.rows, header.digest, header.skipped)
+
+    def _check(self, header: Header, ticket: Ticket, batch: int) -> None:
+        """Raise ``Garbage`` for a header of another batch, or of other rows, than those that were asked for."""
         nominal = tuple(self._expected.layout.rows(lane, batch) for lane in ticket.lanes)
         if header.batch != batch or len(header.rows) != len(nominal):
             raise Garbage(f"batch {header.batch} of {len(header.rows)} lanes, not batch {batch} of {len(nominal)}")
         fits = all(0 <= rows <= most for rows, most in zip(header.rows, nominal, strict=True))
         if not fits or sum(header.rows) + header.skipped != sum(nominal):
             raise Garbage(f"batch {batch} has {header.rows} rows and {header.skipped} skipped, not {nominal}")
-        num_rows = chunk.data.num_rows
-        if num_rows > sum(header.rows) or (self._expected.whole and num_rows != sum(header.rows)):
-            raise Garbage(f"batch {batch} has {num_rows} rows where the header says {sum(header.rows)}")
+        read, left = sum(header.rows), header.num_rows
+        if left > read or (self._expected.whole and left != read):
+            raise Garbage(f"batch {batch} has {left} rows where {read} were read")
         if header.digest != self._expected.digests.of(ticket.lanes, ticket.epoch, batch):
             raise Garbage(f"batch {batch} is made of other rows than those of its place")
-        if header.checksum != checksum(chunk.data):
-            raise Garbage(f"batch {batch} was changed on its way: its checksum differs")
-        return LaneRows(decode(chunk.data, self._expected.types), header.rows, header.digest, header.skipped)
 
     def _connected(self) -> flight.FlightClient:
         with self._connecting:
@@ -212,6 +264,12 @@ def _next_chunk(call: flight.FlightStreamReader) -> flight.FlightStreamChunk | N
         return call.read_chunk()
     except StopIteration:
         return None
+
+
+def _header_of(chunk: flight.FlightStreamChunk) -> bytes:
+    """The message that goes with a chunk, empty where there is none."""
+    message: bytes = b"" if chunk.app_metadata is None else chunk.app_metadata.to_pybytes()
+    return message
 
 
 def _problem(error: flight.FlightServerError) -> Mapping[str, str]:

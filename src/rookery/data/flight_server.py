@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from pyarrow import flight
 
 from rookery.config.token import Token
 from rookery.data.flight_identity import Description, Served, describe, identity_of
+from rookery.data.flight_memory import Handover, Memories, Memory, machine
 from rookery.data.flight_wire import Garbage, Header, Order, Ticket, checksum, encode, schema_of
 from rookery.data.stream import Columns, ParquetStream, StreamPosition
 from rookery.errors import RookeryError
@@ -60,20 +62,44 @@ class ServedStream:
 
     def make(self, ticket: Ticket) -> deque[tuple[pa.RecordBatch, bytes]]:
         """The batches of a ticket, each with its header."""
+        with self._reading(ticket):
+            made = (self._batch(ticket, batch, checksum) for batch in ticket.batches)
+            return deque((encoded, header.to_bytes()) for encoded, header in made)
+
+    def lay(self, ticket: Ticket, memory: Memory) -> tuple[Header, ...]:
+        """Lay the batches of a ticket in memory of ``largest_bytes``. Returns their headers."""
+        with self._reading(ticket):
+            return tuple(self._batch(ticket, batch, memory.lay)[1] for batch in ticket.batches)
+
+    def largest_bytes(self, ticket: Ticket) -> int:
+        """What the batches of a ticket take if preprocessing leaves all their rows."""
+        rows = sum(self._stream.layout.rows(lane, batch) for lane in ticket.lanes for batch in ticket.batches)
+        return rows * sum(each.bytes_per_row for each in self._types.values())
+
+    @contextmanager
+    def _reading(self, ticket: Ticket) -> Iterator[None]:
         with ExitStack() as stack:
             for lane in ticket.lanes:
                 stack.enter_context(self._locks[lane])
-            return deque(self._batch(ticket, batch) for batch in ticket.batches)
+            yield
 
-    def _batch(self, ticket: Ticket, batch: int) -> tuple[pa.RecordBatch, bytes]:
+    def _batch(
+        self, ticket: Ticket, batch: int, pack: Callable[[pa.RecordBatch], int]
+    ) -> tuple[pa.RecordBatch, Header]:
+        """A batch and its header; ``pack`` returns the checksum."""
         read = self._stream.read(ticket.lanes, ticket.epoch, batch)
         position = replace(self._stream.position(), epoch=ticket.epoch, num_batches=batch + 1)
         columns = self._process(read.columns, position, dict(zip(ticket.lanes, read.rows, strict=True)))
         encoded = encode(columns, self._types, self.schema)
         header = Header(
-            batch=batch, rows=read.rows, digest=read.digest, skipped=read.skipped, checksum=checksum(encoded)
+            batch=batch,
+            rows=read.rows,
+            num_rows=encoded.num_rows,
+            digest=read.digest,
+            skipped=read.skipped,
+            checksum=pack(encoded),
         )
-        return encoded, header.to_bytes()
+        return encoded, header
 
 
 class Source(Protocol):
@@ -91,7 +117,8 @@ class Source(Protocol):
 class ReaderServer(flight.FlightServerBase):  # type: ignore[misc]
     """Serves the streams of ``source`` at ``location``, to holders of ``token`` if there is one.
 
-    ``certificate`` and its key (PEM) encrypt; ``num_threads`` make tickets ready, each for some of the lanes.
+    ``certificate`` and its key (PEM) encrypt; ``num_threads`` make tickets ready, each for some of the lanes. Trainers
+    on this machine get batches through memory that both see, if ``shares_memory``.
     """
 
     def __init__(
@@ -102,6 +129,7 @@ class ReaderServer(flight.FlightServerBase):  # type: ignore[misc]
         token: Token | None = None,
         certificate: tuple[bytes, bytes] | None = None,
         num_threads: int = 2,
+        shares_memory: bool = True,
     ) -> None:
         super().__init__(
             location,
@@ -109,6 +137,8 @@ class ReaderServer(flight.FlightServerBase):  # type: ignore[misc]
             tls_certificates=None if certificate is None else [certificate],
         )
         self._source = source
+        self._machine = machine() if shares_memory else None
+        self._memories = Memories()
         self._streams: OrderedDict[Hashable, ServedStream] = OrderedDict()
         self._opening = threading.Lock()
         self._makers = [ThreadPoolExecutor(1, thread_name_prefix="reader") for _ in range(num_threads)]
@@ -116,11 +146,12 @@ class ReaderServer(flight.FlightServerBase):  # type: ignore[misc]
         self._num_taken = 0
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> Sequence[bytes]:
-        """``describe`` with an ``Order``: the description of the stream."""
+        """``describe`` with an ``Order``: the description of the stream, and the machine whose memory is shared."""
         with _told():
             if action.type != DESCRIBE:
                 raise Garbage(f"no action {action.type!r}; there is {DESCRIBE!r}")
-            return [json.dumps(self._stream(Order.from_bytes(action.body.to_pybytes())).description).encode()]
+            served = self._stream(Order.from_bytes(action.body.to_pybytes()))
+            return [json.dumps(served.description).encode(), self._machine or b""]
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         """The batches of a ticket."""
@@ -130,12 +161,43 @@ class ReaderServer(flight.FlightServerBase):  # type: ignore[misc]
             served.check(asked)
             self._take_place(served.num_lanes)
             try:
-                maker = self._makers[asked.start * len(self._makers) // served.num_lanes]
-                sending = _Sending(maker.submit(served.make, asked), self._leave_place)
+                sending = _Sending(self._maker(served, asked).submit(served.make, asked), self._leave_place)
             except BaseException:
                 self._leave_place()
                 raise
             return flight.GeneratorStream(served.schema, sending)
+
+    def do_exchange(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.MetadataRecordBatchWriter,
+    ) -> None:
+        """Lay the batches of the ticket that is the descriptor in memory, say where, and wait until they are taken."""
+        with _told():
+            asked = Ticket.from_bytes(descriptor.command or b"")
+            if self._machine is None:
+                raise Garbage("this reader shares no memory")
+            served = self._stream(asked.order)
+            served.check(asked)
+            self._take_place(served.num_lanes)
+            memory: Memory | None = None
+            try:
+                memory = self._memories.take(served.largest_bytes(asked))
+                writer.write_metadata(self._lay(served, asked, memory).to_bytes())
+                _wait_for_end(reader)
+            finally:
+                if memory is not None:
+                    self._memories.give(memory)
+                self._leave_place()
+
+    def _lay(self, served: ServedStream, ticket: Ticket, memory: Memory) -> Handover:
+        headers = self._maker(served, ticket).submit(served.lay, ticket, memory).result()
+        return Handover(process=os.getpid(), descriptor=memory.descriptor, headers=headers)
+
+    def _maker(self, served: ServedStream, ticket: Ticket) -> ThreadPoolExecutor:
+        return self._makers[ticket.start * len(self._makers) // served.num_lanes]
 
     def _stream(self, order: Order) -> ServedStream:
         with self._opening:
@@ -191,6 +253,13 @@ class _Guard(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         given = next((values[0] for name, values in headers.items() if name.lower() == "authorization"), "")
         if not self._token.admits(given.encode()):
             raise flight.FlightUnauthenticatedError("the token is missing or wrong")
+
+
+def _wait_for_end(reader: flight.MetadataRecordBatchReader) -> None:
+    """Until the other side says that it is done, or is gone, or its deadline is over."""
+    with suppress(StopIteration, pa.ArrowException):
+        while True:
+            reader.read_chunk()
 
 
 @contextmanager

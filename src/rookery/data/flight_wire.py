@@ -7,7 +7,7 @@ a header: its number, the rows of each lane, the digest of their numbers, and a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -68,9 +68,10 @@ def schema_of(types: TensorTypes, identity: str) -> pa.Schema:
 
 
 class Message(BaseModel):
-    """Something small that travels as JSON."""
+    """Something small that travels as JSON, of at most ``max_bytes``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    max_bytes: ClassVar[int] = MAX_MESSAGE_BYTES
 
     def to_bytes(self) -> bytes:
         return self.model_dump_json().encode()
@@ -78,8 +79,8 @@ class Message(BaseModel):
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Raises ``Garbage`` for what is no such message."""
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise Garbage(f"a {cls.__name__.lower()} of {len(data):,} bytes; at most {MAX_MESSAGE_BYTES:,}")
+        if len(data) > cls.max_bytes:
+            raise Garbage(f"a {cls.__name__.lower()} of {len(data):,} bytes; at most {cls.max_bytes:,}")
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -120,11 +121,12 @@ class Ticket(Message):
 
 class Header(Message):
     """What goes with batch ``batch`` of a ticket: ``rows`` of each lane, ``digest`` and ``skipped`` as in ``Ledger``,
-    ``checksum`` of the columns.
+    ``num_rows`` that preprocessing left of them, ``checksum`` of the columns.
     """
 
     batch: int
     rows: tuple[int, ...]
+    num_rows: int = Field(ge=0)
     digest: int
     skipped: int
     checksum: int
@@ -151,7 +153,7 @@ def decode(batch: pa.RecordBatch, types: TensorTypes) -> Columns:
             raise Garbage(f"column {name!r} has nulls")
         shape = (len(array),) if each.width is None else (len(array), each.width)
         target = torch.empty(shape, dtype=each.dtype)
-        target.numpy().reshape(-1)[:] = _numbers(array)
+        target.numpy().reshape(-1)[:] = numbers_of(array)
         columns[name] = target
     return columns
 
@@ -160,21 +162,22 @@ def checksum(batch: pa.RecordBatch) -> int:
     """CRC-32 of the numbers as they are sent, column after column; tens of GB/s, zlib's own takes 7."""
     total = 0
     for array in batch.columns:
-        total = zlib_ng.crc32(np.ascontiguousarray(_numbers(array)).view(np.uint8), total)
+        total = zlib_ng.crc32(np.ascontiguousarray(numbers_of(array)).view(np.uint8), total)
     return total
 
 
 def _narrowed(name: str, column: Tensor, tensor: TensorType) -> Tensor:
-    if tensor.narrow is None or not column.numel():
+    if tensor.narrow is None:
         return column
-    lowest, highest = (int(bound) for bound in column.aminmax())
+    lowest, highest = (int(bound) for bound in column.aminmax()) if column.numel() else (0, 0)
     if lowest < -_INT32_END or highest >= _INT32_END:
         wrong = lowest if lowest < -_INT32_END else highest
         raise DataError(f"column {name!r} has {wrong}, which is the row of no table; correct the data")
     return column.to(tensor.narrow)
 
 
-def _numbers(array: pa.Array) -> np.ndarray:
+def numbers_of(array: pa.Array) -> np.ndarray:
+    """The numbers of a column, row after row."""
     numbers: np.ndarray = (array.flatten() if pa.types.is_fixed_size_list(array.type) else array).to_numpy()
     return numbers
 

@@ -7,6 +7,7 @@ one after another, so the ranks' parts of a batch, laid one after another, are t
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -22,8 +23,10 @@ from rookery.data.ledger import RowNumbers, digests_by_part
 from rookery.data.row_groups import RowGroupSlice
 from rookery.errors import DataError
 
-Read = Callable[[Sequence[RowGroupSlice]], "tuple[dict[str, Tensor], Tensor | None]"]
-"""The rows of some slices, and which of them could be decoded: booleans ``[rows]``, None for all."""
+Read = Callable[[Sequence[RowGroupSlice], "dict[str, Tensor] | None"], "tuple[dict[str, Tensor], Tensor | None]"]
+"""The rows of some slices, laid in the columns that are given, if any, and which of them could be decoded: booleans
+``[rows]``, None for all.
+"""
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,16 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Rows ``start`` to ``stop`` of a lane's epoch: decoded rows in file order, their permutation, and the digest of
-    each batch's part of them.
+    """Buffer ``index`` of a lane's epoch, rows ``start`` to ``stop`` of it: decoded rows in file order, which are the
+    first in ``room``, their permutation, and the digest of each batch's part of them.
     """
 
     epoch: int
+    index: int
     start: int
     stop: int
     columns: dict[str, Tensor]
+    room: dict[str, Tensor]
     sound: Tensor | None
     permutation: Tensor | None
     digests: list[int]
@@ -169,6 +174,7 @@ class Lane:
         self._whole: tuple[dict[str, Tensor], Tensor | None] | None = None
         self._loading: dict[tuple[int, int], Future[_Buffer]] = {}
         self._buffer: _Buffer | None = None
+        self._rooms: deque[dict[str, Tensor]] = deque(maxlen=2)
 
     def begin(self, epoch: int, batch: int) -> None:
         """Start to decode what a batch needs first: those of all lanes come before what any reads ahead."""
@@ -187,12 +193,18 @@ class Lane:
 
     def _part(self, epoch: int, batch: int, start: int, stop: int) -> Part:
         """What the buffer with row ``start`` of the epoch has of the rows up to ``stop``, all of one batch."""
-        # No name here holds the buffer that is left: its memory is taken for the one decoded next.
         if self._buffer is None or not self._buffer.has(epoch, start):
-            self._buffer = None
+            self._leave()
             self._buffer = self._move_to(epoch, self._order.locate(epoch, start))
         number = batch - self._buffer.start // self._layout.rows_per_batch[self.number]
         return self._buffer.part(number, start, min(stop, self._buffer.stop))
+
+    def _leave(self) -> None:
+        """Let go of the buffer in use; the next one is decoded into its memory, of which nobody has a view."""
+        left, self._buffer = self._buffer, None
+        if left is not None and left.permutation is not None and self._whole is None:
+            self._loading.pop((left.epoch, left.index), None)
+            self._rooms.append(left.room)
 
     def _move_to(self, epoch: int, index: int) -> _Buffer:
         """A decoded buffer; starts decoding the one after it and lets go of all others."""
@@ -212,10 +224,19 @@ class Lane:
         start, stop = order.span(epoch, index)
         permutation = order.permutation(epoch, index)
         digests = order.digests(epoch, index, permutation, self._layout.rows_per_batch[self.number])
-        columns, sound = self._whole or self._read(order.slices(epoch, index))
+        room = self._room(stop - start)
+        into = None if room is None else {name: column[: stop - start] for name, column in room.items()}
+        columns, sound = self._whole or self._read(order.slices(epoch, index), into)
         if order.num_buffers(epoch) == 1:
             self._whole = columns, sound
-        return _Buffer(epoch, start, stop, columns, sound, permutation, digests)
+        return _Buffer(epoch, index, start, stop, columns, room or columns, sound, permutation, digests)
+
+    def _room(self, num_rows: int) -> dict[str, Tensor] | None:
+        """Memory of a buffer that was left, if it has room for so many rows. Blocks of this size, freed and asked for
+        again among smaller ones, would leave holes: the process would grow by new pages that the system clears.
+        """
+        room = self._rooms.popleft() if self._rooms else None
+        return room if room and len(next(iter(room.values()))) >= num_rows else None
 
 
 class EpochOrder:

@@ -147,8 +147,11 @@ def select_rows(slices: Sequence[RowGroupSlice], offset: int, limit: int | None)
     return selected
 
 
-def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> dict[str, Tensor]:
-    """The rows of ``slices``, in their order, as one tensor a key: ``[rows]`` or ``[rows, width]``.
+def read_rows(
+    slices: Sequence[RowGroupSlice], types: dict[str, ColumnType], into: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The rows of ``slices``, in their order, as one tensor a key: ``[rows]`` or ``[rows, width]``; those of ``into``
+    if they are given.
 
     Raises ``DataError`` naming file, row group and column where a row group cannot be decoded, and the row, too, where
     a value cannot become what was requested.
@@ -157,25 +160,31 @@ def read_rows(slices: Sequence[RowGroupSlice], types: dict[str, ColumnType]) -> 
     def fail(damage: CorruptRowGroup) -> None:
         raise damage
 
-    return _read(slices, types, fail)[0]
+    return _read(slices, types, fail, into)[0]
 
 
 def read_sound_rows(
-    slices: Sequence[RowGroupSlice], types: dict[str, ColumnType], report: Callable[[CorruptRowGroup], None]
+    slices: Sequence[RowGroupSlice],
+    types: dict[str, ColumnType],
+    report: Callable[[CorruptRowGroup], None],
+    into: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """As ``read_rows``, but a row group that cannot be decoded is reported and its rows stay as memory was.
 
     The second result tells the rows that were decoded: booleans ``[rows]``, None when all were. ``report`` is called
     from several threads.
     """
-    return _read(slices, types, report)
+    return _read(slices, types, report, into)
 
 
 def _read(
-    slices: Sequence[RowGroupSlice], types: dict[str, ColumnType], report: Callable[[CorruptRowGroup], None]
+    slices: Sequence[RowGroupSlice],
+    types: dict[str, ColumnType],
+    report: Callable[[CorruptRowGroup], None],
+    into: dict[str, Tensor] | None,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     num_rows = sum(piece.num_rows for piece in slices)
-    result = {key: column.allocate(num_rows) for key, column in types.items()}
+    result = into or {key: column.allocate(num_rows) for key, column in types.items()}
     names = list(dict.fromkeys(column.request.name for column in types.values()))
     lost: list[slice] = []
 

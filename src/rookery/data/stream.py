@@ -363,10 +363,10 @@ class _Reader:
         self._on_corrupt = on_corrupt
         self._warned: set[str] = set()
 
-    def __call__(self, slices: Sequence[RowGroupSlice]) -> tuple[Columns, Tensor | None]:
+    def __call__(self, slices: Sequence[RowGroupSlice], into: Columns | None) -> tuple[Columns, Tensor | None]:
         if self._on_corrupt == "fail":
-            return read_rows(slices, self._types), None
-        return read_sound_rows(slices, self._types, self._warn)
+            return read_rows(slices, self._types, into), None
+        return read_sound_rows(slices, self._types, self._warn, into)
 
     def _warn(self, damage: CorruptRowGroup) -> None:
         message = str(damage)

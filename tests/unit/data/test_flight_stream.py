@@ -13,9 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty_readers import BATCH, GARBAGE, BadReader, Rows, late, running, write_rows
+from faulty_readers import (
+    BATCH,
+    GARBAGE,
+    GARBAGE_IN_MEMORY,
+    BadMemoryReader,
+    BadReader,
+    Rows,
+    late,
+    running,
+    write_rows,
+)
 
 from rookery.config.token import Token
+from rookery.data.flight_memory import machine
 from rookery.data.flight_server import ReaderServer
 from rookery.data.stream import Columns, LaneStream
 from rookery.errors import ConfigError, DataError, ReadersGone
@@ -29,9 +40,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return Rows(write_rows(tmp_path_factory.mktemp("rows")))
 
 
-@pytest.fixture(scope="module")
-def reader(rows: Rows) -> Iterator[ReaderServer]:
-    server = ReaderServer(rows, ANY_PORT)
+@pytest.fixture(scope="module", params=["in memory", "sent"])
+def reader(rows: Rows, request: pytest.FixtureRequest) -> Iterator[ReaderServer]:
+    server = ReaderServer(rows, ANY_PORT, shares_memory=request.param == "in memory")
     with running(server):
         yield server
 
@@ -112,13 +123,14 @@ class TestSameBatches:
             assert {ledger.skipped for ledger in remote.finished()} == {25}
             remote.close()
 
-    def test_data_that_cannot_be_decoded_are_nobodys_fault(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("shares_memory", [True, False])
+    def test_data_that_cannot_be_decoded_are_nobodys_fault(self, tmp_path: Path, shares_memory: bool) -> None:
         files = write_rows(tmp_path)
         content = bytearray(files[1].read_bytes())
         content[40:60] = bytes(20)
         files[1].write_bytes(content)
         source = Rows(files)
-        server = ReaderServer(source, ANY_PORT)
+        server = ReaderServer(source, ANY_PORT, shares_memory=shares_memory)
         with running(server):
             remote = source.remote(server)
             for _ in range(2):  # and again: nothing is passed over
@@ -138,6 +150,40 @@ class TestReadersThatFail:
         assert bad.num_tickets >= 2
         assert f"reader 127.0.0.1:{bad.port}: " in caplog.text
         assert "its tickets go to the others" in caplog.text
+
+    @pytest.mark.skipif(machine() is None, reason="this system has no memory to share")
+    @pytest.mark.parametrize("case", GARBAGE_IN_MEMORY)
+    def test_garbage_in_memory_goes_to_others(
+        self, rows: Rows, case: str, caplog: pytest.LogCaptureFixture, small_tickets: None
+    ) -> None:
+        bad, good = BadMemoryReader(rows, GARBAGE_IN_MEMORY[case]), ReaderServer(rows, ANY_PORT)
+        with running(bad, good), caplog.at_level(logging.WARNING, "rookery"):
+            remote = rows.remote(bad, good)
+            assert_same_streams(remote, rows.local(), 30)
+            remote.close()
+        assert bad.num_tickets >= 2
+        assert f"reader 127.0.0.1:{bad.port}: it sent what was not asked for" in caplog.text
+        assert "its tickets go to the others" in caplog.text
+
+    @pytest.mark.skipif(machine() is None, reason="this system has no memory to share")
+    def test_memory_that_cannot_be_opened_is_sent(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        hidden = BadMemoryReader(rows, lambda memory, laid: laid.model_copy(update={"descriptor": 2**30}))
+        with running(hidden), caplog.at_level(logging.INFO, "rookery"):
+            remote = rows.remote(hidden)
+            assert_same_streams(remote, rows.local(), 30)
+            remote.close()
+        assert "its memory cannot be seen here" in caplog.text
+        assert hidden.num_tickets in (2, 3)  # two are asked for at a time
+        assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+    @pytest.mark.skipif(machine() is None, reason="this system has no memory to share")
+    def test_memory_that_is_late_for_its_deadline(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        bad, good = BadMemoryReader(rows, lambda memory, laid: (time.sleep(3.0), laid)[1]), ReaderServer(rows, ANY_PORT)
+        with running(bad, good):
+            remote = rows.remote(bad, good, deadline_s=0.5)
+            assert_same_streams(remote, rows.local(), 30)
+            remote.close()
+        assert "did not answer within the deadline" in caplog.text
 
     def test_one_that_does_not_answer_at_the_start_is_named(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
         gone, good = ReaderServer(rows, ANY_PORT), ReaderServer(rows, ANY_PORT)
@@ -299,6 +345,21 @@ class TestBounds:
             while server._num_taken and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert server._num_taken == 0
+
+    @pytest.mark.skipif(machine() is None, reason="this system has no memory to share")
+    def test_memory_is_used_again(self, rows: Rows, small_tickets: None) -> None:
+        server = ReaderServer(rows, ANY_PORT)
+        with running(server):
+            remote = rows.remote(server)
+            open_files = []
+            for _ in range(4):
+                assert_same_streams(remote, rows.local(), 20)
+                remote.seek(rows.local().position())
+                open_files.append(len(list(Path("/proc/self/fd").iterdir())))
+            remote.close()
+        # Two tickets at a time, and those of the thread that closes the last ones.
+        assert 1 <= len(server._memories._idle) <= 4
+        assert open_files[-1] <= open_files[0] + 6
 
     def test_closing_leaves_no_thread(self, rows: Rows, reader: ReaderServer) -> None:
         def own() -> set[str]:

@@ -71,6 +71,8 @@ def test_row_numbers_travel_as_narrow_ones() -> None:
     assert (batch.nbytes, sum(each.bytes_per_row for each in types.values())) == (36, 12)
     received = decode(batch, types)
     assert all(torch.equal(received[name], sent[name]) and received[name].dtype == torch.int64 for name in sent)
+    nothing = {name: each[:0] for name, each in sent.items()}
+    assert all(len(each) == 0 for each in decode(encode(nothing, types, batch.schema), types).values())
     assert types_of(sent)["rows"].below(2**31 + 1).sent == torch.int64
     for wrong in (2**31, -(2**31) - 1):
         with pytest.raises(DataError, match=f"column 'rows' has {wrong}, which is the row of no table"):
@@ -87,7 +89,7 @@ def test_nulls_are_garbage() -> None:
 def test_messages_come_back_as_they_were() -> None:
     assert Ticket.from_bytes(TICKET.to_bytes()) == TICKET
     assert (list(TICKET.lanes), list(TICKET.batches)) == ([1, 2], [5, 6, 7, 8])
-    header = Header(batch=3, rows=(1, 2), digest=2**66 + 1, skipped=0, checksum=2**32 - 1)
+    header = Header(batch=3, rows=(1, 2), num_rows=3, digest=2**66 + 1, skipped=0, checksum=2**32 - 1)
     assert Header.from_bytes(header.to_bytes()) == header
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,9 @@ def test_a_seek_reads_one_buffer_only(tmp_path: Path, monkeypatch: pytest.Monkey
     stream = ParquetStream(files, ["row"], 5, seed=5, shuffle=True, buffer_rows=20, num_epochs=1)
     monkeypatch.setattr(
         "rookery.data.stream.read_rows",
-        lambda slices, types: (
+        lambda slices, types, into: (
             read.append(sum(piece.num_rows for piece in slices)),
-            row_groups.read_rows(slices, types),
+            row_groups.read_rows(slices, types, into),
         )[1],
     )
     stream.seek(StreamPosition(0, 18, 5, 100, 5))
@@ -201,7 +202,8 @@ def test_data_that_fit_one_buffer_are_decoded_once(tmp_path: Path, monkeypatch: 
     decoded: list[int] = []
     read_rows = row_groups.read_rows
     monkeypatch.setattr(
-        "rookery.data.stream.read_rows", lambda slices, types: (decoded.append(1), read_rows(slices, types))[1]
+        "rookery.data.stream.read_rows",
+        lambda slices, types, into: (decoded.append(1), read_rows(slices, types, into))[1],
     )
     list(ParquetStream(write_files(tmp_path, [50, 50], 10), ["row"], 8, seed=5, shuffle=True, num_epochs=5))
     assert len(decoded) == 1
@@ -212,6 +214,32 @@ def test_at_most_two_buffers_are_held(tmp_path: Path) -> None:
     (lane,) = stream._lanes.values()
     for _ in itertools.islice(stream, 100):
         assert len(lane._loading) <= 2
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_memory_of_buffers_is_used_again_for_none_that_is_needed(tmp_path: Path, shuffle: bool) -> None:
+    files = write_files(tmp_path, [70, 30], 10)
+
+    def stream() -> ParquetStream:
+        return ParquetStream(files, ["row"], 7, seed=5, shuffle=shuffle, buffer_rows=20)
+
+    whole = stream()
+    batches = [(whole.position(), next(whole)["row"].clone()) for _ in range(40)]
+    wandering, rng = stream(), random.Random(0)
+    for start in [8, 4, 0, *(rng.randrange(37) for _ in range(100))]:
+        wandering.seek(batches[start][0])
+        for _, expected in batches[start : start + rng.randrange(1, 4)]:
+            assert torch.equal(next(wandering)["row"], expected)
+
+
+def test_a_shuffled_stream_takes_memory_for_few_buffers(tmp_path: Path) -> None:
+    stream = ParquetStream(write_files(tmp_path, [200], 10), ["row"], 10, seed=5, shuffle=True, buffer_rows=40)
+    (lane,) = stream._lanes.values()
+    places = set()
+    for _ in itertools.islice(stream, 100):
+        assert lane._buffer is not None
+        places.add(lane._buffer.room["row"].data_ptr())
+    assert len(places) <= 4  # of 25
 
 
 @pytest.mark.parametrize(("offset", "limit"), [(0, 10), (7, 30), (95, None), (13, 1), (50, 1000), (0, None)])
