@@ -84,13 +84,18 @@ def opened_job(config: RankerConfig, fill: Callable[[RankerModel], None]) -> Ite
         model = build_model(config, preprocessor, inputs, device, config.features.backend)
         _show_plan(config, model)
         if run.resume_from is None:
-            _fit_featurizer(config, preprocessor, model)
-            _start_from_elsewhere(config, model)
+            fill_new(config, preprocessor, model)
             fill(model)
         # Behind the weights: averages begin where they do.
         job = build_job(config, preprocessor, model, device, run.resume_from)
         with closing(job):
             yield run, job
+
+
+def fill_new(config: RankerConfig, preprocessor: Preprocessor, model: RankerModel) -> None:
+    """What a run begins with besides random parameters: statistics of its rows, the weights of another run."""
+    _fit_featurizer(config, preprocessor, model)
+    _start_from_elsewhere(config, model)
 
 
 def _show_plan(config: RankerConfig, model: RankerModel) -> None:

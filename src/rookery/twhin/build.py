@@ -121,7 +121,7 @@ def build_job(
     return Job(
         model=model,
         stream=stream,
-        transform=_transform(_planner(config, graph, model, files), stream, device),
+        transform=_transform(build_planner(config, graph, model, files), stream, device),
         state={"model": model, "optimizer": StateGroup(states)},
         learning_rates=_learning_rates(config, model, optimizer),
         optimizers=[optimizer],
@@ -158,7 +158,10 @@ def _stream(config: TwhinConfig, files: Sequence[Location], order: StreamOrder) 
     return QueryStream(edges, data.negative_sides, num_rows, seed=config.runtime.seed)
 
 
-def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: Sequence[Location]) -> BatchPlanner:
+def build_planner(
+    config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: Sequence[Location]
+) -> BatchPlanner:
+    """What makes batches of edges; known edges are those of ``files``."""
     data = config.train_data
     tables = config.model.embeddings.tables
     degrees = _degrees(graph) if needs_degrees(config) else {}  # 16 bytes an entity

@@ -105,14 +105,15 @@ def load_run(
     if checkpoint == "auto":
         checkpoint = "latest" if best_step(run) is None else "best"
     stored = load_checkpoint(run, checkpoint)
-    opened = _open_graph(run, graph or config.graph)
+    opened = open_graph(run, graph or config.graph)
     # Whatever back end it was trained with: rows are rows.
     model = build_model(config, choose_device(config.runtime.device), "local")
     model.load_tensors(stored.tensors("model"))
     return LoadedRun(model.eval(), opened, config, stored.step)
 
 
-def _open_graph(run: Path, path: Location | None) -> Graph | None:
+def open_graph(run: Path, path: Location | None) -> Graph | None:
+    """The graph of a run at ``path``; ``DataError`` where it is gone or its rows stand for other ids."""
     if path is None:
         return None
     try:
