@@ -30,6 +30,7 @@ from rookery.cli import (
     twhin_weights,
     world,
 )
+from rookery.cli.local_paths import refuse_urls
 from rookery.cli.output import run_command
 
 
@@ -79,6 +80,7 @@ for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools, rank
     _commands.register(ranker)
 for _commands in (timeline, serve, reader, replay, data, world, config, doctor, demo):
     _commands.register(app)
+refuse_urls(app)
 
 
 def main() -> None:
