@@ -16,7 +16,7 @@ from rookery.data.stream import BatchStream, StreamPosition
 from rookery.errors import ConfigError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
-from rookery.parallel.world import rank, world_size
+from rookery.parallel.world import on_all, rank, world_size
 from rookery.storage.location import Location
 from rookery.tables.backends import BackendName, make_tables, require_torchrec, table_refusals
 from rookery.tables.protocol import TableSpec
@@ -110,14 +110,14 @@ def build_job(
 ) -> Job[TrainBatch]:
     """Everything that the loop needs to train ``model``, in the order of batches of the run that it goes on from."""
     optimizer = make_dense_optimizer(config.model.translation_optimizer, model.parameters())
-    files = train_files(config, graph)
+    files = on_all(lambda: train_files(config, graph))
     states: dict[str, Stateful] = {
         "tables": TableOptimizerState(model.tables),
         "relations": OptimizerState(optimizer, dict(model.named_parameters())),
     }
     data = config.train_data
     order = stream_order(data.per_replica_batch_size * world_size(), config.parallel, resume_from)
-    stream = _stream(config, files, order)
+    stream = on_all(lambda: _stream(config, files, order))
     return Job(
         model=model,
         stream=stream,
