@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import time
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -13,7 +16,8 @@ from ranks import run_ranks
 from small_graph import make_config, planted_splits, write_graph
 
 from rookery.data.graph import Graph
-from rookery.errors import DataError
+from rookery.errors import DataError, PeerFailed
+from rookery.parallel.world import rank
 from rookery.twhin.lineage import edge_sum, entity_sums
 from rookery.twhin.train import train_twhin
 
@@ -51,6 +55,37 @@ def train(graph: Path, save_dir: Path, num_steps: int) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def train_unread(graph: Path, save_dir: Path, unread: str, problem: Exception) -> tuple[str, float]:
+    """Train on where the last process cannot read what it is to read of the graph; what was said, after how long."""
+    config = make_config(Graph.open(graph), save_dir, {"parallel.num_lanes": 2})
+    begun = time.monotonic()
+    with mock.patch(unread, side_effect=problem) if rank() == 1 else nullcontext():
+        try:
+            train_twhin(config)
+        except (DataError, PeerFailed) as error:
+            return str(error), time.monotonic() - begun
+    return "", 0.0
+
+
+@pytest.mark.parametrize(
+    ("unread", "problem", "said"),
+    [
+        ("file_sums._crc32", OSError(errno.EIO, "Input/output error"), "cannot be read (Input/output error); restore"),
+        ("graph._read_manifest", DataError("it is not here"), "it is not here"),
+        ("stream.list_row_groups", DataError("no such file"), "no such file"),
+    ],
+)
+def test_where_one_process_cannot_read_its_part_all_stop_and_it_says_why(
+    graph: Graph, tmp_path: Path, unread: str, problem: Exception, said: str
+) -> None:
+    run = tmp_path / "run"
+    train_twhin(make_config(graph, run, {"training.num_train_steps": 2, "parallel.num_lanes": 2}))
+    (peer, peer_s), (cause, cause_s) = run_ranks(2, train_unread, graph.path, run, f"rookery.data.{unread}", problem)
+    assert said in cause
+    assert peer == "rank 0: ends because rank 1 cannot go on, as it says itself"
+    assert max(peer_s, cause_s) < 20
 
 
 def test_every_process_refuses_a_graph_that_was_written_anew(graph: Graph, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ and a ledger that proves that no row was lost or read twice.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +53,23 @@ def test_a_loss_that_is_not_finite(jobs: Callable[[str], Job], run: Path, model:
         assert sorted(map(tuple, zip(*kept.to_pydict().values(), strict=True))) == edges_behind(job, positions)
     else:
         assert kept.num_rows == job.batch_size * len(positions)
+    require_replayed(run, spoiled.step + 1, kept.num_rows)
     job.run(run, size)
     require_survived(run, job.whole, to_the_bit=size == 1)
+
+
+def require_replayed(run: Path, step: int, num_rows: int) -> None:
+    """The kept rows, of however many processes, have a finite loss with the weights of the checkpoint."""
+    out = run.with_name("replayed.json")
+    with out.open("w") as stdout:
+        command = [sys.executable, "-m", "rookery", "replay", str(run), "--json"]
+        subprocess.run(command, stdout=stdout, check=True, timeout=120)
+    replay = json.loads(out.read_text())
+    weights_of_step = checkpoint_steps(run)[-1]
+    assert (replay["step"], replay["weights_of_step"], replay["weights"]) == (step, weights_of_step, [])
+    assert sum(batch["num_rows"] for batch in replay["batches"]) == num_rows
+    assert all(batch["loss"] is not None for batch in replay["batches"])
+    assert f"{step - 1 - weights_of_step} steps lie between" in replay["verdict"]
 
 
 def edges_behind(job: Job, positions: list[StreamPosition]) -> list[tuple[int, int, int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -157,9 +159,43 @@ def test_the_ranker_from_bucket_to_bucket(bucket, tmp_path):
     here = report(tmp_path / "c", "ranker", "evaluate", tmp_path / "second")
     fetched = report(tmp_path / "c", "ranker", "evaluate", run_url)
     assert fetched["tasks"] == here["tasks"]
+    followed = report(tmp_path / "d", "ranker", "evaluate", run_url, "--follow", "--timeout", 5)
+    assert (followed["run"], followed["evaluated"], followed["reason"]) == (str(run_url), [30], "finished")
+    copy = tmp_path / "d" / "s3" / run_url.key
+    measured = json.loads(evaluation_path(copy, "test", 30).read_text())
+    assert measured["tasks"] == here["tasks"]
+    assert (copy / "evaluations" / "test" / "report.html").exists()
+    again = report(tmp_path / "d", "ranker", "evaluate", run_url, "--follow", "--timeout", 5)
+    assert (again["evaluated"], again["reason"]) == ([], "finished")
     for name, source in (("here", tmp_path / "second"), ("there", run_url)):
         report(tmp_path / "c", "ranker", "score", source, log, tmp_path / f"{name}.parquet")
     assert pq.read_table(tmp_path / "here.parquet").equals(pq.read_table(tmp_path / "there.parquet"))
+
+
+def test_an_evaluator_of_the_ranker_beside_training(bucket, tmp_path, monkeypatch):
+    """It is there before the run is, on another machine, and measures each checkpoint as it is published."""
+    monkeypatch.setattr("rookery.train.follow._LIST_EVERY_S", 0.05)
+    log = tmp_path / "log"
+    write_log(log, planted_log(900))
+    fields = {"training__num_train_steps": 6, "training__checkpoint_every_n": 2}
+    config = tmp_path / "config.yaml"
+    settings = planted_config(log, tmp_path / "run", **fields, training__publish=str(bucket / "run"))
+    config.write_text(dump_config(settings))
+    environment = {**os.environ, "ROOKERY_CACHE": str(tmp_path / "a")}
+    command = [sys.executable, "-m", "rookery", "ranker", "train", str(config)]
+    trainer = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        evaluate = ("ranker", "evaluate", bucket / "run", "--follow", "--split", "valid", "--timeout", 60)
+        done = run(tmp_path / "cache", *evaluate, "--json")
+        _, err = trainer.communicate(timeout=60)
+    finally:
+        trainer.kill()
+    assert (trainer.returncode, done.returncode) == (0, 0), err + done.stderr
+    followed = json.loads(done.stdout)
+    assert (followed["evaluated"], followed["reason"]) == ([2, 4, 6], "finished")
+    here = report(tmp_path / "b", "ranker", "evaluate", tmp_path / "run", "--split", "valid", "--checkpoint", 4)
+    copy = tmp_path / "cache" / "s3" / (bucket / "run").key
+    assert json.loads(evaluation_path(copy, "valid", 4).read_text())["tasks"] == here["tasks"]
 
 
 def test_what_cannot_be_reached_ends_with_2_and_the_remedy(bucket, server, tmp_path):

@@ -64,7 +64,7 @@ def naive_batch_loss(
         for chunk, (start, stop) in enumerate(group.chunks):
             for edge in range(start, stop):
                 for side in group.candidates:
-                    positive, negatives, num_candidates = _scores(
+                    positive, negatives, num_candidates = naive_scores(
                         group, chunk, edge, side, operator_side, comparator, rows, parameters, log_q_scale
                     )
                     loss = naive_loss(kind, positive, negatives, num_candidates=num_candidates, **loss_parameters)
@@ -73,7 +73,7 @@ def naive_batch_loss(
     return total / batch.num_edges
 
 
-def _scores(
+def naive_scores(
     group: Group,
     chunk: int,
     edge: int,
@@ -84,6 +84,7 @@ def _scores(
     parameters: dict[tuple[str, str], Tensor],
     log_q_scale: float,
 ) -> tuple[Tensor, Tensor, int]:
+    """The score of a true edge, those of its negatives that count, and the number of all."""
     start, stop = group.chunks[chunk]
     direction = "reverse" if operator_side == "both" and side is Side.LHS else "forward"
     p = parameters[group.operator, direction][group.relation[edge]]

@@ -52,6 +52,43 @@ def local_copy(source: Location, checkpoint: CheckpointName = "auto") -> Path:
     return folder
 
 
+class WatchedCopy:
+    """The copy of a bundle or an export at a URL, brought up to date when it has become another there.
+
+    A look costs a listing of the folder's own files and the manifest; there is one in ``every_s`` at most.
+    """
+
+    def __init__(self, source: RemotePath, every_s: float = 10.0) -> None:
+        """Raises what ``local_copy`` raises."""
+        self._source, self._every_s = source, every_s
+        self.folder = local_copy(source)
+        self._looked = time.monotonic()
+
+    def refresh(self) -> None:
+        """Fetch what is there if it is another, the manifest last; nothing before ``every_s`` have passed.
+
+        Raises ``DataError`` where the store refuses, ``DamagedCheckpoint`` for files that are not, or not yet, what the
+        manifest says.
+        """
+        if time.monotonic() - self._looked < self._every_s:
+            return
+        try:
+            if self._is_other():
+                local_copy(self._source)
+        finally:
+            self._looked = time.monotonic()
+
+    def _is_other(self) -> bool:
+        present = files_under(self._source, depth=1)
+        manifest = next((name for name in _MANIFESTS if name in present), None)
+        if manifest is None:  # being replaced
+            return False
+        here = {name: self.folder / name for name in present}
+        if any(not file.exists() or file.stat().st_size != present[name] for name, file in here.items()):
+            return True
+        return (self._source / manifest).read_text() != here[manifest].read_text(encoding="utf-8")
+
+
 def local_folder(source: Location) -> Path:
     """Where ``local_copy`` has what is at ``source``."""
     return source if isinstance(source, Path) else cache_folder() / source.protocol / source.key

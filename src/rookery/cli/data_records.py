@@ -13,6 +13,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
+from rookery.cli.jobs import Job, expecting
 from rookery.cli.output import JsonFlag, emit, progress_console
 from rookery.errors import DataError, UserError
 from rookery.storage.location import RemotePath, parse_location
@@ -129,7 +130,8 @@ def _configured(config: Path, overrides: Sequence[str], schema: str | None) -> R
 
     quoted = json.dumps(schema)  # a file named 2024 is no number
     flags = [] if schema is None else [f"train_data.records.schema_path={quoted}"]
-    records = load_ranker_config(config, overrides, flags).train_data.records
+    with expecting(Job.RANKER, config, None):
+        records = load_ranker_config(config, overrides, flags).train_data.records
     if records is None:
         raise UserError(f"--config {config}: has no train_data.records; name one that trains on records, or --schema")
     return records

@@ -20,35 +20,44 @@ class Job(enum.Enum):
     RANKER = "ranker"
 
 
+# Fields of ``model``, in our schema and in that of the-algorithm-ml.
+_SIGNS = {Job.TWHIN: {"relations", "embeddings"}, Job.RANKER: {"tasks"}}
 _NAMES = {Job.TWHIN: "TwHIN", Job.RANKER: "ranker"}
 
 
 def job_of(path: Path) -> Job:
-    """The job that a file describes: a ranker's has features, in our schema or in that of the-algorithm-ml."""
+    """The job that a file describes: a ranker's has features or tasks, in our schema or in that of the-algorithm-ml."""
     from rookery.config.document import read_document
     from rookery.ranker.from_reference import REFERENCE
 
     data: Any = read_document(path).data
     is_ranker = isinstance(data, dict) and ("features" in data or REFERENCE.recognises(data))
-    return Job.RANKER if is_ranker else Job.TWHIN
+    return Job.RANKER if is_ranker or _SIGNS[Job.RANKER] & _model_fields(data) else Job.TWHIN
 
 
 @contextlib.contextmanager
-def expecting(job: Job, path: Path) -> Iterator[None]:
-    """Around the loading of ``path``: an error about a file that describes the other job says so and nothing else."""
+def expecting(job: Job, path: Path, command: str | None = "train") -> Iterator[None]:
+    """Around the loading of ``path``: an error about a file that describes the other job says so and nothing else.
+
+    ``command`` is what the other job's is called; None: it has none such.
+    """
     from rookery.config.document import read_document
     from rookery.errors import ConfigError
 
     try:
         yield
     except ConfigError as error:
-        data: Any = read_document(path).data
-        model = data.get("model") if isinstance(data, dict) else None
-        other, signs = {Job.TWHIN: (Job.RANKER, {"tasks"}), Job.RANKER: (Job.TWHIN, {"relations", "embeddings"})}[job]
-        if not isinstance(model, dict) or not signs & model.keys():
+        other = Job.RANKER if job is Job.TWHIN else Job.TWHIN
+        if not _SIGNS[other] & _model_fields(read_document(path).data):
             raise
-        name = _NAMES[other]
-        raise ConfigError(f"{path}: this is a {name} configuration; use `rookery {other.value} train`") from error
+        remedy = f"one of a {_NAMES[job]}" if command is None else f"`rookery {other.value} {command}`"
+        raise ConfigError(f"{path}: this is a {_NAMES[other]} configuration; use {remedy}") from error
+
+
+def _model_fields(data: Any) -> set[str]:
+    """What a file says of its model."""
+    model = data.get("model") if isinstance(data, dict) else None
+    return set(model) if isinstance(model, dict) else set()
 
 
 def schema_of(job: Job) -> tuple[type[StrictModel], OtherSchema]:

@@ -21,6 +21,7 @@ from rookery.cli import (
     ranker_train,
     ranker_weights,
     reader,
+    replay,
     serve,
     timeline,
     twhin_ingest,
@@ -29,6 +30,7 @@ from rookery.cli import (
     twhin_weights,
     world,
 )
+from rookery.cli.local_paths import refuse_urls
 from rookery.cli.output import run_command
 
 
@@ -76,8 +78,9 @@ ranker = typer.Typer(no_args_is_help=True, help="The heavy ranker: from an impre
 app.add_typer(ranker, name="ranker")
 for _commands in (ranker_train, ranker_results, ranker_score, ranker_tools, ranker_weights):
     _commands.register(ranker)
-for _commands in (timeline, serve, reader, data, world, config, doctor, demo):
+for _commands in (timeline, serve, reader, replay, data, world, config, doctor, demo):
     _commands.register(app)
+refuse_urls(app)
 
 
 def main() -> None:

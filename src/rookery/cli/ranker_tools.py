@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rookery.cli.jobs import Job, expecting
 from rookery.cli.output import INTERRUPTED, JsonFlag, emit, progress_console
 from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, local_run, parse_checkpoint
 
@@ -114,7 +115,9 @@ def _tune(
     def tell(trial: TrialReport) -> None:
         progress_console.print(f"trial {trial.number}: {_outcome(trial)}", markup=False, highlight=False)
 
-    report = tune(TrialConfigs(config, space), study, trials, train_ranker, tell)
+    with expecting(Job.RANKER, config, None):
+        configs = TrialConfigs(config, space)
+    report = tune(configs, study, trials, train_ranker, tell)
     emit(vars(report), as_json, lambda: _study_table(report))
     if report.signal == "SIGINT":
         raise typer.Exit(INTERRUPTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from rookery.cli.jobs import Job, expecting
 from rookery.cli.output import JsonFlag, emit
 from rookery.cli.run_flags import CheckpointFlag, OverwriteFlag, RunArgument, local_run, parse_checkpoint
 from rookery.cli.weights_flags import (
@@ -37,7 +38,8 @@ def _import(
     from rookery.ranker.from_reference import load_ranker_config
     from rookery.ranker.reference_weights import import_weights
 
-    loaded = load_ranker_config(config, overrides or (), save_dir_override(save_dir))
+    with expecting(Job.RANKER, config, "import-weights"):
+        loaded = load_ranker_config(config, overrides or (), save_dir_override(save_dir))
     taken = import_weights(loaded, weights, partial=partial)
     result = {"save_dir": loaded.training.save_dir, "step": 0, **vars(taken)}
     emit(result, as_json, lambda: show_taken(result))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rookery.cli.output import progress_console
-from rookery.cli.run_flags import local_run
 from rookery.errors import MissingExtra
+from rookery.storage.location import Location, parse_location
 
 if TYPE_CHECKING:
     from rookery.serve.served import Opener
@@ -27,8 +28,8 @@ def _serve(
         str,
         typer.Argument(
             metavar="RUN",
-            help="What 'rookery timeline build' wrote, or a link to it; a newer one in its place is taken up. Or a URL "
-            "where it was uploaded, fetched at the start.",
+            help="What 'rookery timeline build' wrote, a link to it, or the URL where it was uploaded; a newer one in "
+            "its place is taken up.",
             show_default=False,
         ),
     ],
@@ -58,13 +59,25 @@ def _serve(
     else:
         settings = load_config(ServeConfig, config, flags=[f"{name}={value}" for name, value in given.items()])
     keep_freed_memory()
+    bundle, refresh = _bundle(parse_location(run, "RUN"))
     serve(
-        local_run(run),
+        bundle,
         _opener(world),
         settings,
         os.environ,
         lambda address: progress_console.print(f"serving {run} at {address}"),
+        refresh,
     )
+
+
+def _bundle(place: Location) -> tuple[Path, Callable[[], None]]:
+    """The folder to serve, and what brings it up to date: of a URL the copy on this machine."""
+    if isinstance(place, Path):
+        return place, lambda: None
+    from rookery.checkpoint.fetch import WatchedCopy
+
+    copy = WatchedCopy(place)
+    return copy.folder, copy.refresh
 
 
 def _opener(folder: Path | None) -> Opener:

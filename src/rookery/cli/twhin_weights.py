@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rookery.cli.jobs import Job, expecting
 from rookery.cli.output import JsonFlag, emit
 from rookery.cli.run_flags import (
     CheckpointFlag,
@@ -46,7 +47,8 @@ def _import(
     from rookery.twhin.from_reference import load_twhin_config
     from rookery.twhin.reference_weights import import_weights
 
-    loaded = load_twhin_config(config, overrides or (), save_dir_override(save_dir))
+    with expecting(Job.TWHIN, config, "import-weights"):
+        loaded = load_twhin_config(config, overrides or (), save_dir_override(save_dir))
     taken = import_weights(loaded, weights, partial=partial)
     result = {"save_dir": loaded.training.save_dir, "step": 0, **vars(taken)}
     emit(result, as_json, lambda: show_taken(result))

@@ -14,6 +14,7 @@ from rookery.errors import ConfigError
 
 VARIABLE = "ROOKERY_TOKEN"
 MIN_LENGTH = 16
+_MAKE = "make one with: openssl rand -hex 32"
 
 
 class Token:
@@ -57,6 +58,11 @@ def find_secret(token_file: Path | None, environment: Mapping[str, str]) -> str 
     Raises ``ConfigError`` for a token that is too short, not printable ASCII, or given in two ways.
     """
     given = environment.get(VARIABLE)
+    if given is not None and not given.strip():
+        raise ConfigError(
+            f"{VARIABLE} is set, but holds nothing: unset it"
+            + (f"; the token is that of token_file={token_file}" if token_file else f", or put a token there; {_MAKE}")
+        )
     if token_file is not None and given is not None:
         raise ConfigError(f"token_file={token_file}: {VARIABLE} is set, too; keep one of the two")
     if token_file is not None:
@@ -74,8 +80,7 @@ def _read(path: Path) -> str:
 def _checked(secret: str, source: str) -> str:
     if len(secret) < MIN_LENGTH or not (secret.isascii() and secret.isprintable()) or " " in secret:
         raise ConfigError(
-            f"{source}: a token is one line of at least {MIN_LENGTH} printable ASCII characters without spaces; "
-            "make one with: openssl rand -hex 32"
+            f"{source}: a token is one line of at least {MIN_LENGTH} printable ASCII characters without spaces; {_MAKE}"
         )
     return secret
 

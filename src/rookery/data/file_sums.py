@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from zlib_ng import zlib_ng
 
+from rookery.errors import DataError
 from rookery.storage.location import Location
 
 _BLOCK_BYTES = 1 << 20
@@ -22,12 +24,16 @@ class PartSum(NamedTuple):
 
 
 def sum_of_part(files: Sequence[Location], part: int, num_parts: int) -> PartSum:
-    """Of one of ``num_parts`` runs of bytes, as equal as can be, of files one after another; about 1 GB/s."""
-    sizes = [_size(file) for file in files]
+    """Of one of ``num_parts`` runs of bytes, as equal as can be, of files one after another; about 1 GB/s.
+
+    Raises ``DataError`` for a file that cannot be read.
+    """
+    sizes = [_told(file, _size) for file in files]
     first, end = (each * sum(sizes) // num_parts for each in (part, part + 1))
     crc, start = 0, 0
     for file, size in zip(files, sizes, strict=True):
-        crc = _crc32(file, max(0, first - start), min(size, end - start), crc)
+        read = functools.partial(_crc32, first=max(0, first - start), end=min(size, end - start), crc=crc)
+        crc = _told(file, read)
         start += size
     return PartSum(crc, end - first)
 
@@ -38,6 +44,16 @@ def joined(left: PartSum, right: PartSum) -> PartSum:
     A CRC is the remainder of a polynomial over GF(2): bytes that follow raise the powers of those before.
     """
     return PartSum(_product(_power(8 * right.num_bytes), left.crc) ^ right.crc, left.num_bytes + right.num_bytes)
+
+
+def _told(file: Location, read: Callable[[Location], int]) -> int:
+    try:
+        return read(file)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{file}: cannot be read ({reason}); restore the file, or its permissions, on every machine"
+        ) from error
 
 
 def _size(file: Location) -> int:

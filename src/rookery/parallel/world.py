@@ -155,6 +155,23 @@ def on_chief(function: Callable[[], object]) -> None:
         raise PeerFailed(f"rank {rank()}: ends because rank {CHIEF} cannot go on, as it says itself")
 
 
+def on_all(function: Callable[[], T]) -> T:
+    """Do something on every process that may fail on one of them alone, as reading its part of the data; then all end.
+
+    All call this together, and ``function`` talks to none of the others. Raises what it raises where it fails,
+    ``PeerFailed`` elsewhere.
+    """
+    done = False
+    try:
+        result = function()
+        done = True
+    finally:
+        failed = [number for number, is_done in enumerate(gather_objects(done)) if not is_done]
+    if failed:
+        raise PeerFailed(f"rank {rank()}: ends because rank {failed[0]} cannot go on, as it says itself")
+    return result
+
+
 def is_broken_message(error: RuntimeError) -> bool:
     """Whether an error of torch's says that a message between processes timed out or lost its other end."""
     text = str(error)

@@ -14,7 +14,7 @@ from rookery.errors import ConfigError
 from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
-from rookery.parallel.world import differentiable_sum, world_size
+from rookery.parallel.world import differentiable_sum, on_all, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation import make_validation
@@ -99,7 +99,7 @@ def build_job(
         states["tables"] = TableOptimizerState(tables)
     data = config.train_data
     order = stream_order(data.batch_size, config.parallel, resume_from)
-    stream, transform = _batches(config, preprocessor, order, device)
+    stream, transform = on_all(lambda: _batches(config, preprocessor, order, device))
     return Job(
         model=model,
         stream=stream,

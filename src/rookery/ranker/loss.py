@@ -44,11 +44,16 @@ def task_losses(
     logits: Tensor, labels: Tensor, row_weights: Tensor, pos_weight: Tensor, total_weight: Tensor
 ) -> Tensor:
     """``sum_b w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z)))) / total_weight`` by task ``[tasks]``, in float32."""
-    losses = functional.binary_cross_entropy_with_logits(
-        logits.float(), labels, weight=row_weights.unsqueeze(1), pos_weight=pos_weight, reduction="none"
-    )
+    losses = row_losses(logits, labels, row_weights, pos_weight)
     # At least the smallest number: rows that all weigh nothing have a loss of 0.
     return losses.sum(0) / total_weight.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def row_losses(logits: Tensor, labels: Tensor, row_weights: Tensor, pos_weight: Tensor) -> Tensor:
+    """``w_b (p_t y (-log σ(z)) + (1 - y) (-log(1 - σ(z))))`` ``[batch, tasks]``, in float32."""
+    return functional.binary_cross_entropy_with_logits(
+        logits.float(), labels, weight=row_weights.unsqueeze(1), pos_weight=pos_weight, reduction="none"
+    )
 
 
 class Fixed(nn.Module):

@@ -11,7 +11,7 @@ from rookery.checkpoint.checkpointer import load_checkpoint
 from rookery.checkpoint.fetch import local_copy
 from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
-from rookery.parallel.world import is_chief, join_world, losses_told, on_chief, share_object
+from rookery.parallel.world import is_chief, join_world, losses_told, on_all, on_chief, share_object
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.build import build_job, build_model, build_preprocessor, check_backend
 from rookery.ranker.checks import check_training_rows, check_validation_rows
@@ -79,18 +79,23 @@ def opened_job(config: RankerConfig, fill: Callable[[RankerModel], None]) -> Ite
     with open_run(config.training, dump_config(config)) as run:
         if run.resume_from is None:
             on_chief(lambda: _write_inputs(config, save_dir / INPUTS))
-        inputs = Inputs.open(save_dir / INPUTS)
+        inputs = on_all(lambda: Inputs.open(save_dir / INPUTS))
         preprocessor = build_preprocessor(config, inputs)
         model = build_model(config, preprocessor, inputs, device, config.features.backend)
         _show_plan(config, model)
         if run.resume_from is None:
-            _fit_featurizer(config, preprocessor, model)
-            _start_from_elsewhere(config, model)
+            fill_new(config, preprocessor, model)
             fill(model)
         # Behind the weights: averages begin where they do.
         job = build_job(config, preprocessor, model, device, run.resume_from)
         with closing(job):
             yield run, job
+
+
+def fill_new(config: RankerConfig, preprocessor: Preprocessor, model: RankerModel) -> None:
+    """What a run begins with besides random parameters: statistics of its rows, the weights of another run."""
+    _fit_featurizer(config, preprocessor, model)
+    _start_from_elsewhere(config, model)
 
 
 def _show_plan(config: RankerConfig, model: RankerModel) -> None:

@@ -27,17 +27,21 @@ Signature = tuple[object, ...] | None
 class BundleHolder(Generic[Served]):
     """What ``bundle`` (a folder, or a link to one) holds now, as ``opener`` makes it.
 
+    ``refresh`` brings that folder up to date before it is looked at, where it is a copy of something elsewhere.
     ``current`` is replaced as a whole: a request keeps what it took at its beginning, and the old one is freed with the
     last request that uses it.
     """
 
-    def __init__(self, bundle: Path, opener: Callable[[Path], Served]) -> None:
-        self._bundle, self._opener = bundle, opener
+    def __init__(
+        self, bundle: Path, opener: Callable[[Path], Served], refresh: Callable[[], None] = lambda: None
+    ) -> None:
+        self._bundle, self._opener, self._refresh = bundle, opener, refresh
         self._tried = self._signature()
         self.current = opener(bundle.resolve())
 
     def is_newer(self) -> bool:
-        """Whether a bundle lies there that was not tried yet."""
+        """Whether a bundle lies there that was not tried yet. Raises what ``refresh`` raises."""
+        self._refresh()
         signature = self._signature()
         return signature is not None and signature != self._tried
 
@@ -86,9 +90,9 @@ async def keep_reloading(
     try:
         while True:
             await asyncio.sleep(every_s)
-            if not await run(holder.is_newer):
-                continue
             try:
+                if not await run(holder.is_newer):
+                    continue
                 await run(holder.reload)
             except Exception as error:  # noqa: BLE001  whatever is wrong with a new bundle, the old one serves on
                 _tell_failed(error, metrics)
@@ -104,5 +108,5 @@ async def keep_reloading(
 def _tell_failed(error: Exception, metrics: ServiceMetrics) -> None:
     metrics.reloads.labels("failed").inc()
     says_it_all = isinstance(error, RookeryError)
-    message = "the new bundle cannot be opened, the old one stays: %s"
+    message = "the new bundle cannot be fetched or opened, the old one stays: %s"
     logger.log(logging.ERROR, message, error, exc_info=None if says_it_all else error)

@@ -33,16 +33,18 @@ def serve(
     config: ServeConfig,
     environment: Mapping[str, str],
     notify: Callable[[str], None],
+    refresh: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve what ``opener`` makes of ``bundle`` until SIGTERM or Ctrl-C, and return once all that came is answered.
 
-    ``notify`` is told the address. Raises ``ConfigError`` where the host names no address, or the token is missing or
-    unfit, what ``opener`` raises for the bundle, ``RookeryError`` where the address cannot be listened at.
+    ``notify`` is told the address; ``refresh`` brings the folder up to date, as ``BundleHolder`` says. Raises
+    ``ConfigError`` where the host names no address, or the token is missing or unfit, what ``opener`` raises for the
+    bundle, ``RookeryError`` where the address cannot be listened at.
     """
     _require_address(config)
     token = find_token(config.host, config.token_file, environment)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    holder: BundleHolder[Served] = BundleHolder(bundle, opener)
+    holder: BundleHolder[Served] = BundleHolder(bundle, opener, refresh)
     set_aside_what_stays()
     lifecycle = Lifecycle()
     server = Server(create_app(holder, config, token, lifecycle), config, lifecycle, notify)

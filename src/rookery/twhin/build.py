@@ -16,7 +16,7 @@ from rookery.data.stream import BatchStream, StreamPosition
 from rookery.errors import ConfigError
 from rookery.optim.dense import make_dense_optimizer
 from rookery.optim.schedules import optimizer_schedule
-from rookery.parallel.world import rank, world_size
+from rookery.parallel.world import on_all, rank, world_size
 from rookery.storage.location import Location
 from rookery.tables.backends import BackendName, make_tables, require_torchrec, table_refusals
 from rookery.tables.protocol import TableSpec
@@ -110,18 +110,18 @@ def build_job(
 ) -> Job[TrainBatch]:
     """Everything that the loop needs to train ``model``, in the order of batches of the run that it goes on from."""
     optimizer = make_dense_optimizer(config.model.translation_optimizer, model.parameters())
-    files = train_files(config, graph)
+    files = on_all(lambda: train_files(config, graph))
     states: dict[str, Stateful] = {
         "tables": TableOptimizerState(model.tables),
         "relations": OptimizerState(optimizer, dict(model.named_parameters())),
     }
     data = config.train_data
     order = stream_order(data.per_replica_batch_size * world_size(), config.parallel, resume_from)
-    stream = _stream(config, files, order)
+    stream = on_all(lambda: _stream(config, files, order))
     return Job(
         model=model,
         stream=stream,
-        transform=_transform(_planner(config, graph, model, files), stream, device),
+        transform=_transform(build_planner(config, graph, model, files), stream, device),
         state={"model": model, "optimizer": StateGroup(states)},
         learning_rates=_learning_rates(config, model, optimizer),
         optimizers=[optimizer],
@@ -158,7 +158,10 @@ def _stream(config: TwhinConfig, files: Sequence[Location], order: StreamOrder) 
     return QueryStream(edges, data.negative_sides, num_rows, seed=config.runtime.seed)
 
 
-def _planner(config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: Sequence[Location]) -> BatchPlanner:
+def build_planner(
+    config: TwhinConfig, graph: Graph | None, model: TwhinModel, files: Sequence[Location]
+) -> BatchPlanner:
+    """What makes batches of edges; known edges are those of ``files``."""
     data = config.train_data
     tables = config.model.embeddings.tables
     degrees = _degrees(graph) if needs_degrees(config) else {}  # 16 bytes an entity

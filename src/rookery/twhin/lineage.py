@@ -18,7 +18,7 @@ from rookery.config.loader import load_config
 from rookery.data.file_sums import joined, sum_of_part
 from rookery.data.graph import Graph
 from rookery.errors import DataError
-from rookery.parallel.world import gather_objects, is_chief, rank, world_size
+from rookery.parallel.world import gather_objects, is_chief, on_all, rank, world_size
 from rookery.storage.location import Location
 from rookery.train.lineage import require_same_meaning
 from rookery.twhin.config import TwhinConfig
@@ -82,7 +82,7 @@ def require_same_model(run: Path, config: TwhinConfig) -> None:
 
 
 def _sum(files: Sequence[Location]) -> str:
-    parts = gather_objects(sum_of_part(files, rank(), world_size()))
+    parts = gather_objects(on_all(lambda: sum_of_part(files, rank(), world_size())))
     return f"{reduce(joined, parts).crc:08x}"
 
 

@@ -21,6 +21,8 @@ from rookery.twhin.regularizers import Regularizer
 from rookery.twhin.score import (
     FORWARD,
     REVERSE,
+    BatchGradient,
+    EdgesOf,
     ParameterKey,
     ScoreSettings,
     batch_loss,
@@ -100,12 +102,24 @@ class TwhinModel(nn.Module):
     def forward(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the edges of the batch, and ``positive_score``, the mean score of the true edges."""
         rows = self.tables.lookup(batch.ids)
-        half = torch.is_autocast_enabled(next(iter(rows.values())).device.type)
-        settings = self._settings if not half else ScoreSettings(**{**vars(self._settings), "half": True})
-        loss, positive = batch_loss(batch, settings, rows, self._parameters_map())
+        loss, positive = batch_loss(batch, self._settings_for(rows), rows, self._parameters_map())
         if self._pull is not None:
             loss = loss + self._pull_loss(self._pull, batch, rows)
         return loss, {"positive_score": positive, **self._row_norms(rows)}
+
+    @torch.no_grad()
+    def loss_addends(self, batch: TrainBatch) -> list[tuple[Tensor, EdgesOf | None]]:
+        """What the loss of a batch is the sum of: of some edges one addend each, or of penalties (None)."""
+        rows = {name: self.entity_rows(name).index_select(0, ids) for name, ids in batch.ids.items()}
+        total = BatchGradient(batch, self._settings_for(rows), rows, self._parameters_map())
+        with torch.autocast(next(iter(rows.values())).device.type, enabled=False):
+            total.run()
+        return total.losses
+
+    def _settings_for(self, rows: Mapping[str, Tensor]) -> ScoreSettings:
+        """With products in half precision where autocast asks for them."""
+        half = torch.is_autocast_enabled(next(iter(rows.values())).device.type)
+        return self._settings if not half else ScoreSettings(**{**vars(self._settings), "half": True})
 
     def _row_norms(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logged = self.config.embeddings.tables_to_log or ()

@@ -25,6 +25,7 @@ from rookery.types import Side
 # A relation has one vector of parameters, or two when each direction has its own.
 FORWARD, REVERSE = "forward", "reverse"
 ParameterKey = tuple[str, str]  # operator, direction
+EdgesOf = tuple[Group | QueryGroup, int]  # those of a group from a number on
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class BatchGradient:
         self.parameters = parameters
         self.grad_rows = {name: torch.empty_like(table) for name, table in self.rows.items()}
         self.grad_parameters = {key: torch.zeros_like(table) for key, table in parameters.items()}
-        self._losses: list[Tensor] = []
+        self.losses: list[tuple[Tensor, EdgesOf | None]] = []
         self._positives: list[Tensor] = []
 
     def run(self) -> tuple[Tensor, Tensor]:
@@ -126,7 +127,7 @@ class BatchGradient:
                 self._run_edges(group)
         for (table, start), rows in whole.items():
             self.grad_rows[table][start : start + rows.raw.shape[0]].copy_(rows.grad_raw())
-        return self._mean(self._losses), self._mean(self._positives)
+        return self._mean([losses for losses, _ in self.losses]), self._mean(self._positives)
 
     def _run_queries(self, group: QueryGroup, whole: dict[tuple[str, int], _CandidateRows]) -> None:
         """``whole`` keeps the prepared tables that queries share, by table and position."""
@@ -173,9 +174,9 @@ class BatchGradient:
         elif grads:
             out.index_add_(0, relation, grads[0] if len(grads) == 1 else torch.stack(grads).sum(0))
 
-    def add_losses(self, losses: Tensor) -> None:
-        """Addends of the batch's mean loss."""
-        self._losses.append(losses)
+    def add_losses(self, losses: Tensor, edges: EdgesOf | None = None) -> None:
+        """Addends of the batch's mean loss, one for each of ``edges``; None: of a penalty."""
+        self.losses.append((losses, edges))
 
     def add_positives(self, scores: Tensor) -> None:
         self._positives.append(scores)
@@ -281,7 +282,7 @@ class _Chunk:
         share = self.share
         weight = share if self.group.weight is None else self.group.weight[self.first : self.last] * share
         value = total.settings.loss(positive, negatives, weight)
-        total.add_losses(value.loss * weight)
+        total.add_losses(value.loss * weight, (self.group, self.first))
         total.add_positives(positive * share)
         return value.grad_positive, value.grad_negatives
 
@@ -347,6 +348,7 @@ class _QueryChunk:
         first, last, first_edge, last_edge = bounds
         self.total = total
         self.group = group
+        self.first_edge = first_edge
         self.candidates = rows
         self.relation = group.relation[first : first + 1 if group.one_relation else last]
         self.relation_of_query = group.relation[first:last]
@@ -394,7 +396,7 @@ class _QueryChunk:
         weight = self.weight * share
         mass = logits.new_zeros(len(logits)).index_add_(0, self.query_of_edge, weight)
         partition = torch.logsumexp(logits, 1)
-        total.add_losses((partition[self.query_of_edge] - own) * weight)
+        total.add_losses((partition[self.query_of_edge] - own) * weight, (self.group, self.first_edge))
         positive = own * loss.temperature
         total.add_positives((positive if bias is None else positive + bias[self.query_of_edge]) * share)
         grad = logits.sub_((partition - mass.log()).unsqueeze(1)).exp_()

@@ -13,7 +13,7 @@ from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
 from rookery.data.graph import Graph
 from rookery.errors import DataError, RunNotFound
-from rookery.parallel.world import join_world, losses_told
+from rookery.parallel.world import join_world, losses_told, on_all
 from rookery.storage.location import Location
 from rookery.tables.backends import describe_plan
 from rookery.train.job import Job
@@ -51,9 +51,7 @@ def opened_job(
     check_backend(config)
     if config.graph is not None:  # the run directory is read from other working directories too
         config = config.model_copy(update={"graph": config.graph.resolve()})
-    graph = None if config.graph is None else Graph.open(config.graph)
-    if graph is not None:
-        check_graph(config, graph)
+    graph = on_all(lambda: _graph_of(config))
     device = prepare_runtime(config.runtime)
     save_dir = config.training.save_dir
     go_on_from_published(config.training)
@@ -73,6 +71,14 @@ def opened_job(
             fill(model, graph)
         with closing(job):
             yield run, job
+
+
+def _graph_of(config: TwhinConfig) -> Graph | None:
+    if config.graph is None:
+        return None
+    graph = Graph.open(config.graph)
+    check_graph(config, graph)
+    return graph
 
 
 def _show_plan(config: TwhinConfig, model: TwhinModel) -> None:
@@ -105,14 +111,15 @@ def load_run(
     if checkpoint == "auto":
         checkpoint = "latest" if best_step(run) is None else "best"
     stored = load_checkpoint(run, checkpoint)
-    opened = _open_graph(run, graph or config.graph)
+    opened = open_graph(run, graph or config.graph)
     # Whatever back end it was trained with: rows are rows.
     model = build_model(config, choose_device(config.runtime.device), "local")
     model.load_tensors(stored.tensors("model"))
     return LoadedRun(model.eval(), opened, config, stored.step)
 
 
-def _open_graph(run: Path, path: Location | None) -> Graph | None:
+def open_graph(run: Path, path: Location | None) -> Graph | None:
+    """The graph of a run at ``path``; ``DataError`` where it is gone or its rows stand for other ids."""
     if path is None:
         return None
     try:

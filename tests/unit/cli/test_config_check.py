@@ -55,5 +55,5 @@ def test_a_flag_that_is_a_url_is_no_folder(
     with pytest.raises(SystemExit) as done:
         command_line.main()
     assert done.value.code == 2
-    assert "training.save_dir" in capsys.readouterr().err
+    assert "--save-dir s3://bucket/run: must be a path of this machine" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"twhin.yaml"}

@@ -29,6 +29,19 @@ def test_a_token_from_a_file(tmp_path):
         find_token(LOOPBACK, file, {"ROOKERY_TOKEN": SECRET})
 
 
+@pytest.mark.parametrize("nothing", ["", " \n"])
+def test_a_variable_that_holds_nothing_is_told_as_such(tmp_path, nothing):
+    file = tmp_path / "token"
+    file.write_text(SECRET)
+    with pytest.raises(ConfigError) as beside:
+        find_token(LOOPBACK, file, {"ROOKERY_TOKEN": nothing})
+    said = "ROOKERY_TOKEN is set, but holds nothing: unset it"
+    assert str(beside.value) == f"{said}; the token is that of token_file={file}"
+    with pytest.raises(ConfigError) as alone:
+        find_token(LOOPBACK, None, {"ROOKERY_TOKEN": nothing})
+    assert str(alone.value) == f"{said}, or put a token there; make one with: openssl rand -hex 32"
+
+
 @pytest.mark.parametrize(
     "text", ["", "short", "with a space in it, long", "ümlaut-ümlaut-ümlaut", "two\nlines-and-more-text"]
 )

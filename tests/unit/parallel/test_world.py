@@ -74,6 +74,30 @@ def spread_and_fail():
     raise AssertionError
 
 
+def fail_on_some(failing):
+    def work():
+        if world.rank() in failing:
+            raise UserError(f"rank {world.rank()} refuses")
+        return world.rank() * 2
+
+    try:
+        return world.on_all(work)
+    except (UserError, PeerFailed) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("failing", [[], [1], [1, 2], [0]])
+def test_what_fails_on_one_process_ends_all(failing):
+    peer = f"ends because rank {min(failing, default=0)} cannot go on, as it says itself"
+    expected = [
+        f"rank {rank} refuses" if rank in failing else f"rank {rank}: {peer}" if failing else rank * 2
+        for rank in range(3)
+    ]
+    assert run_ranks(3, fail_on_some, failing) == expected
+    assert fail_on_some([]) == 0
+    assert fail_on_some([0]) == "rank 0 refuses"
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_work_is_spread_and_a_refusal_ends_all(size):
     results = run_ranks(size, spread_and_fail)

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 from served_fake import FakeTimeline, open_fake, write_bundle
 from serving import wait_until
+from stores import BUCKET, upload
 
+from rookery.checkpoint.fetch import WatchedCopy
+from rookery.cli.serve import _bundle
 from rookery.errors import DataError
 from rookery.serve.bundle import BundleHolder, keep_reloading, set_aside_what_stays
 from rookery.serve.metrics import ServiceMetrics
+from rookery.storage.location import RemotePath
+from rookery.storage.remote import StoreUnreachable
 
 
 @pytest.fixture
@@ -124,6 +129,45 @@ def test_the_watcher_reloads_and_survives_what_is_broken(link, tmp_path, caplog)
     assert holder.current.version == "v3"
     assert b'rookery_reloads_total{outcome="failed"} 1.0' in metrics.text()
     assert "the old one stays: not even an error of ours" in caplog.text
+
+
+def test_a_bundle_at_a_url_is_exchanged_too(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("ROOKERY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(WatchedCopy.__init__, "__defaults__", (0.0,))  # looks at once
+    url = RemotePath("memory", BUCKET) / "bundle-at-a-url"
+    write_bundle(tmp_path / "one", "v1")
+    write_bundle(tmp_path / "two", "v2")
+    upload(tmp_path / "one", url)
+    folder, refresh = _bundle(url)
+    unreachable = threading.Event()
+
+    def refreshed() -> None:
+        if unreachable.is_set():
+            raise StoreUnreachable("the store does not answer")
+        refresh()
+
+    holder, metrics = BundleHolder(folder, open_fake, refreshed), ServiceMetrics()
+    assert holder.current.version == "v1"
+
+    async def watched() -> None:
+        watcher = asyncio.create_task(keep_reloading(holder, 0.02, metrics, lambda served: served.version))
+        unreachable.set()
+        upload(tmp_path / "two", url)
+        await asyncio.to_thread(wait_until, lambda: b'{outcome="failed"} ' in metrics.text())
+        assert holder.current.version == "v1"
+        unreachable.clear()
+        await asyncio.to_thread(wait_until, lambda: b'rookery_bundle{version="v2"} 1.0' in metrics.text())
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+    asyncio.run(watched())
+    assert "cannot be fetched or opened, the old one stays: the store does not answer" in caplog.text
+
+
+def test_a_path_is_served_where_it_lies(tmp_path):
+    folder, refresh = _bundle(tmp_path / "bundle")
+    refresh()
+    assert folder == tmp_path / "bundle"
 
 
 def test_requests_keep_the_bundle_that_they_began_with(start, tmp_path):

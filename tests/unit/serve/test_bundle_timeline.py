@@ -302,6 +302,25 @@ def test_the_command_serves_what_was_uploaded(bundle, timeline, tmp_path, monkey
     assert f"{url}-none: nothing there" in absent.stderr and "Traceback" not in absent.stderr
 
 
+@pytest.mark.long
+def test_the_command_takes_up_a_newer_bundle_at_the_url(bundle, parts, tmp_path, monkeypatch):
+    """Within ten seconds and the fetching; ``test_bundle.py`` holds the same in a moment, without the command."""
+    monkeypatch.setenv("ROOKERY_CACHE", str(tmp_path / "cache"))
+    newer = parts.build(tmp_path / "newer", num_out_of_network=31)
+    url = RemotePath("s3", BUCKET) / "bundles" / "exchanged"
+    versions = [Bundle.open(each).manifest.version for each in (bundle, newer)]
+    with s3_server():
+        upload(bundle, url)
+        with commanded(str(url)) as (_, address):
+
+            def version() -> str:
+                return str(httpx.post(f"{address}/v1/timeline", json={"user_id": "user_3", "k": 1}).json()["version"])
+
+            assert version() == versions[0]
+            upload(newer, url)
+            wait_until(lambda: version() == versions[1], timeout_s=60)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
     """A tiny one, and beside it a bundle of models that were never trained."""
