@@ -2,15 +2,16 @@
 
     python benchmarks/reader.py [--json]
 
-Edges (three int64 columns, batches of 20,000) and impressions of the production ranker's size (ranker_input.py: 2776
-inputs and 13 labels, preprocessed), each written to Parquet, shuffled in buffers of a quarter of the rows, so that
-decoding is part of every epoch, and made ready in the prefetch thread, as in training. Local files and a `rookery
-reader` in a process of its own take turns of an epoch that does not count and some that do. A turn begins when what
-the other was still making ahead is done, so that neither works on the other's time; both have as much made ahead at the
-end of what counts as at its beginning. ``share`` is the median over the turns of the ratio of the two, ``local`` and
-``remote`` are median rows a second, ``..._cpu_ns`` nanoseconds of processor time a row, of all threads. On two cores
-the reader competes with the trainer for them. With ``--apart`` each process has one core of its own, local reading too,
-as if the reader were another machine.
+``edges``: three int64 columns, batches of 20,000. ``wide``: impressions of the production ranker's size
+(ranker_input.py: 2776 inputs and 13 labels), little but copying. ``log``: the impressions of a small simulated world as
+`rookery ranker init` configures them, histories and vocabularies included. Each is shuffled in buffers of a quarter of
+the rows, so that decoding is part of every epoch, and made ready in the prefetch thread, as in training. Local files
+and a `rookery reader` in a process of its own take turns of an epoch that does not count and some that do. A turn
+begins when what the other was still making ahead is done, so that neither works on the other's time; both have as much
+made ahead at the end of what counts as at its beginning. ``share`` is the median over the turns of the ratio of the
+two, ``local`` and ``remote`` are median rows a second, ``..._cpu_ns`` nanoseconds of processor time a row, of all
+threads. On two cores the reader competes with the trainer for them. With ``--apart`` each process has one core of its
+own, local reading too. With ``--sent`` batches go over the network as to another machine, else through memory.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ from impressions_stream import impressions, write_packed
 from ranker_input import CPU, production
 
 from rookery.config.base import StrictModel
-from rookery.config.loader import dump_config, parse_config
+from rookery.config.loader import dump_config, load_config, parse_config
 from rookery.data.flight_stream import FlightStream
 from rookery.data.prefetch import Prefetcher, Transform, prepare
 from rookery.data.stream import BatchStream
 from rookery.parallel.config import ReadersConfig
+from rookery.ranker.config import RankerConfig
 from rookery.ranker.inputs import INPUTS, Inputs
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
@@ -52,6 +54,7 @@ from rookery.twhin.config import TwhinConfig
 from rookery.twhin.reading import open_edges, served_edges, train_files
 
 PREFETCHED = 4
+ROOKERY = (sys.executable, "-m", "rookery")
 IDLE_S = 0.02
 """Processor time in ten times as long that is nothing: two ticks of the clock that counts it."""
 LIMITS = {"lhs": 100_000, "rel": 8, "rhs": 100_000}
@@ -68,10 +71,13 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "reader",
         "apart": options.apart,
+        "sent": options.sent,
         "torch": torch.__version__,
         "rounds": options.rounds,
     }
-    for name, measure in (("edges", edges), ("impressions", ranker)):
+    for name, measure in (("edges", edges), ("wide", wide), ("log", log)):
+        if options.only and name not in options.only:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             result[name] = measure(Path(folder), options)
     print(json.dumps(result) if options.json else "\n".join(f"{name:<12} {value}" for name, value in result.items()))
@@ -84,6 +90,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1024, help="impressions of a batch")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each")
     parser.add_argument("--epochs", type=int, default=3, help="that count, of a turn")
+    parser.add_argument("--only", nargs="+", choices=("edges", "wide", "log"))
+    parser.add_argument("--sent", action="store_true", help="no batch goes through memory that both processes see")
     parser.add_argument("--apart", action="store_true", help="a core for each process")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
@@ -95,7 +103,7 @@ def edges(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     pq.write_table(pa.table(table), folder / "edges.parquet", row_group_size=65_536)
     config = parse_config(TwhinConfig, twhin_settings(folder, options), "benchmark")
     files, order = train_files(config, None), StreamOrder(20_000, 1)
-    with reader(folder, config, apart=options.apart) as (readers, pid):
+    with reader(folder, config, options) as (readers, pid):
         rows = open_edges(config, files, order)
         remote = FlightStream(rows, served_edges(config, rows), readers)
         with epochs(open_edges(config, files, order), as_it_is) as local, epochs(remote, as_it_is) as distant:
@@ -117,9 +125,28 @@ def twhin_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def ranker(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def wide(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     write_packed(*impressions(options.num_rows), folder / "log.parquet")
-    config = production(folder / "log.parquet", options)
+    return ranker(folder, production(folder / "log.parquet", options), options)
+
+
+def log(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Impressions as users have them."""
+    world, path = folder / "world", folder / "config.yaml"
+    subprocess.run([*ROOKERY, "world", "generate", str(world), "--size", "small"], check=True, capture_output=True)
+    schema = pq.read_schema(next((world / "impressions").glob("*.parquet")))
+    labels = [word for name in schema.names if name.startswith("is_") for word in ("--label", name)]
+    keys = ["--user", "user_id", "--item", "post_id", "--time", "time", *labels]
+    init = subprocess.run(
+        [*ROOKERY, "ranker", "init", str(world / "impressions"), *keys], check=True, capture_output=True
+    )
+    path.write_bytes(init.stdout)
+    num_rows = sum(pq.read_metadata(file).num_rows for file in (world / "impressions").glob("*.parquet"))
+    buffered = [f"train_data.buffer_rows={num_rows // 4}", f"train_data.batch_size={options.batch_size}"]
+    return ranker(folder, load_config(RankerConfig, path, buffered), options)
+
+
+def ranker(folder: Path, config: RankerConfig, options: argparse.Namespace) -> dict[str, float]:
     training = config.training.model_copy(update={"save_dir": folder / "run"})
     config = config.model_copy(update={"training": training})
     Inputs.build(config).write(folder / "run" / INPUTS)
@@ -127,7 +154,7 @@ def ranker(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     order = StreamOrder(options.batch_size, 1)
     stream = open_partition(config, config.train_data, preprocessor, shuffle=True, order=order)
     transform = make_transform(stream, preprocessor, training=True, device=CPU)
-    with reader(folder, config, apart=options.apart) as (readers, pid):
+    with reader(folder, config, options) as (readers, pid):
         remote, rebuild = open_remote(config, readers, preprocessor, order, CPU)
         with epochs(stream, transform) as local, epochs(remote, rebuild) as distant:
             result = compare(local, distant, pid, options)
@@ -195,11 +222,13 @@ def move(pid: int, core: int) -> None:
 
 
 @contextmanager
-def reader(folder: Path, config: StrictModel, *, apart: bool) -> Iterator[tuple[ReadersConfig, int]]:
+def reader(folder: Path, config: StrictModel, options: argparse.Namespace) -> Iterator[tuple[ReadersConfig, int]]:
     """How to reach a reader of the configuration, and the number of its process."""
-    path = folder / "config.yaml"
+    path = folder / "reader.yaml"
     path.write_text(dump_config(config))
-    command = [sys.executable, "-m", "rookery", "reader", str(path), "--listen", "127.0.0.1:0"]
+    command = [*ROOKERY, "reader", str(path), "--listen", "127.0.0.1:0"]
+    if options.sent:
+        command.append("--no-shared-memory")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -207,7 +236,7 @@ def reader(folder: Path, config: StrictModel, *, apart: bool) -> Iterator[tuple[
             said = process.stderr.readline()
             found = re.search(r"at grpc://(\S+)", said)
             assert found is not None, said
-            if apart:
+            if options.apart:
                 move(process.pid, core=1)
             yield ReadersConfig(addresses=(found[1],)), process.pid
         finally:
