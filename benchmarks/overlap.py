@@ -1,9 +1,9 @@
 """What does it save to send the ids of the next batch while this one computes?
 
-TwHIN with its rows sharded over two processes of one thread each, with the exchange of ids beside the step before and
-without; one table of entities as in scaling.py, or three. The teams are alive together and take turns, three steps
-each. Seconds are medians over the rounds, ``cpu_s`` of both processes together; ``saved`` is the share of the time
-without that is gone, ``rounds_faster`` of how many rounds the overlap was the faster.
+TwHIN with its rows sharded over two processes of one thread each and the table of scaling.py, with the exchange of ids
+beside the step before and without. The two teams are alive together and take turns, three steps each. Seconds are
+medians over the rounds, ``cpu_s`` of both processes together; ``saved`` is the share of the time without that is gone,
+``rounds_faster`` in how many of the rounds the overlap was the faster.
 
     python benchmarks/overlap.py --json
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from steps import Setting, Steps, team
 
-STEPS, ROUNDS = 3, 15
+STEPS, ROUNDS = 3, 31
 SETTINGS = {
     batch: Setting(batch=batch, dim=128, num_entities=200_000, world_size=2, backend="torchrec")
     for batch in (2_000, 20_000)
