@@ -44,6 +44,7 @@ class FeatureEmbeddings(nn.Module):
         self._configs = {table.name: table for table in config.tables}
         self.tables = _large_tables(config, sizes, vectors, make_tables)
         self._whole: dict[str, Tensor] = {}
+        # By the id() of features, which are kept so that no others get it.
         self._expected: dict[int, tuple[RankerFeatures, dict[str, Tensor]]] = {}
         self.small = nn.ParameterDict(
             {

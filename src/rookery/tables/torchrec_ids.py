@@ -39,6 +39,7 @@ class IdExchange:
         self._send({name: self._bags(name, nothing) for name in collections})  # makes the parts that send
         if world_size() > 1:
             self._group = own_group()
+            # torchrec makes both ways with one group, and has no setting for this one alone.
             for collection in collections.values():
                 for part in collection._input_dists:  # noqa: SLF001
                     part._dist._pg = self._group  # noqa: SLF001
