@@ -44,6 +44,8 @@ class Setting:
     num_entities: int = 200_000
     backend: Literal["local", "torchrec"] = "local"
     buffer_rows: int = 200_000
+    looks_ahead: bool = True
+    """Of several processes: the ids of the next batch travel while this one computes."""
     keeps_copy: bool = False
     """Takes the memory of the copies for checkpoints beside training."""
 
@@ -223,12 +225,17 @@ def _work(setting: Setting, folder: Path) -> None:
     state_bytes = sum(_local_bytes(tensor) for named in tensors.values() for tensor in named.values())
     model, batches = SummedGradients(job.model), prepare(job.stream, job.transform)
     job.model.train()
-    step = 0
+    step, looks_ahead = 0, setting.looks_ahead and setting.world_size > 1
+    batch = next(batches).batch
     for line in sys.stdin:
         wall, cpu = [], []
         for _ in range(int(line)):
             wall_start, cpu_start = time.perf_counter(), time.process_time()
-            _step(job, model, next(batches).batch, step)
+            following = next(batches).batch
+            if looks_ahead:
+                job.model.expect(following)
+            _step(job, model, batch, step)
+            batch = following
             wall.append(time.perf_counter() - wall_start)
             cpu.append(time.process_time() - cpu_start)
             step += 1

@@ -97,6 +97,26 @@ def train(tables: TableBackend, steps: range, micro_batches: int = 1) -> None:
         move(tables, only_what_it_needs(batch, step))
 
 
+def train_expecting(tables: TableBackend, steps: range) -> None:
+    """The same, told of the next batch before each but every third, and now and then of one that never comes."""
+
+    def ids_of(batch: Batch) -> dict[str, Tensor]:
+        return {name: ids for name, (ids, _) in batch.items()}
+
+    def mine(step: int) -> Batch:
+        return share(global_batch(step, list(tables.specs)), step, world.rank(), world.world_size())
+
+    batches = {step: only_what_it_needs(mine(step), step) for step in range(steps.start, steps.stop + 1)}
+    for step in steps:
+        for spec in tables.specs:
+            tables.set_learning_rate(spec.name, 0.1 / (1 + step))
+        if step % 4 == 3:
+            tables.expect(ids_of(mine(step + 1000)))
+        if step % 3:
+            tables.expect(ids_of(batches[step + 1]))
+        move(tables, batches[step])
+
+
 def bits(tensor: Tensor) -> np.ndarray:
     """A copy of the numbers as they lie in memory."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().copy()
@@ -201,6 +221,47 @@ def test_every_kind_moves_as_local_tables_of_one_process(world_size: int) -> Non
     assert all(np.abs(alone[table] - start[table]).max() > 0.1 for table in COMBINED)
     for each in run_ranks(world_size, sharded_numbers):
         assert_near(each, alone)
+
+
+def expecting_and_not() -> list[Arrays]:
+    results = []
+    for move_all in (train, train_expecting):
+        tables = make_tables("torchrec", combined_specs(), seed=SEED, sharding=SHARDING)
+        move_all(tables, range(25))
+        state = {**tables.weights(), **tables.optimizer_state()}
+        results.append(
+            {f"{key} {n}": bits(part) for key, each in state.items() for n, (_, part) in enumerate(parts_of(each))}
+        )
+    return results
+
+
+@needs_torchrec
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ids_that_are_expected_move_the_same_bits(world_size: int) -> None:
+    for plain, expecting in run_ranks(world_size, expecting_and_not):
+        assert plain.keys() == expecting.keys()
+        assert all(np.array_equal(expecting[key], each) for key, each in plain.items())
+
+
+def expected_out_of_range() -> list[str]:
+    """Of the batch alone that has the id, when its turn comes."""
+    tables = make_tables("torchrec", table_specs(OPTIMIZERS["sgd"]), seed=SEED, sharding=all_by("row_wise"))
+    good, bad = ({"user": torch.tensor([0, row])} for row in (30, 31))
+    messages = []
+    tables.expect(good)
+    tables.expect(bad)
+    for ids in (good, bad, good):
+        try:
+            messages.append(str(tuple(tables.lookup(ids)["user"].shape)))
+        except IndexError as error:
+            messages.append(str(error))
+    return messages
+
+
+@needs_torchrec
+def test_an_expected_id_out_of_range_is_told_in_its_turn() -> None:
+    expected = ["(2, 48)", "table user has 31 rows, asked for 31", "(2, 48)"]
+    assert run_ranks(2, expected_out_of_range) == [expected] * 2
 
 
 def over_two_machines() -> tuple[Arrays, list[int]]:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import Place
@@ -126,8 +127,33 @@ def test_sigterm_saves_and_ends_well(
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_process_that_hangs_is_named(twhin: Job, run: Path, gate: Path, rank: int) -> None:
     """The other one says which is silent, and in which part of which step it was heard of last."""
+    require_named(twhin, run, gate, rank)
+    twhin.run(run, 2)
+    require_survived(run, twhin.whole, to_the_bit=False)
+
+
+SHARDED = {
+    "model__embeddings__backend": "torchrec",
+    "model__embeddings__tables__*__embedding_dim": 8,
+    "model__embeddings__tables__*__optimizer": "{rowwise_adagrad: {lr: 0.05}}",
+    "training__gradient_accumulation": 1,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_while_ids_travel_is_named(twhin: Job, run: Path, gate: Path, rank: int) -> None:
+    """Tables are sharded: in the step that it hangs in, the ids of the next one are on their way."""
+    pytest.importorskip("fbgemm_gpu", reason="needs the cluster extra")
+    require_named(twhin, run, gate, rank, **SHARDED)
+    twhin.run(run, 2, **SHARDED)
+    assert load_checkpoint(run).step == twhin.num_steps
+
+
+def require_named(twhin: Job, run: Path, gate: Path, rank: int, **changes: Any) -> None:
+    """Of two processes one hangs; the other ends and names it."""
     held = fault_of(twhin, "step", "hold", gate)
-    commands = twhin.start(run, 2, {rank: held}, parallel__timeout_s=6)
+    commands = twhin.start(run, 2, {rank: held}, parallel__timeout_s=6, **changes)
     try:
         wait_for(held.reached.exists, commands)
         time.sleep(2.5)  # it tells where it is once a second
@@ -142,8 +168,6 @@ def test_a_process_that_hangs_is_named(twhin: Job, run: Path, gate: Path, rank: 
     # The store that they tell each other in is the chief's: it hangs with it.
     silent = f"rank 1: silent, last in .* of step {held.step + 1} for" if rank else "rank 0: does not answer"
     assert re.search(silent, said), said
-    twhin.run(run, 2)
-    require_survived(run, twhin.whole, to_the_bit=False)
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------------

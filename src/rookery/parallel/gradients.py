@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rookery.parallel.world import world_size
+from rookery.parallel.world import own_group, world_size
 
 
 class SummedGradients:
@@ -28,8 +28,7 @@ class SummedGradients:
             assert isinstance(module, nn.Module)
             # Said of a dimension of size 1, whose stride means nothing.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-            group = dist.new_group()
-            assert group is not None
+            group = own_group()
             self._parallel = DistributedDataParallel(
                 module, process_group=group, forward_sync_buffers=False, init_sync=False, gradient_as_bucket_view=True
             )

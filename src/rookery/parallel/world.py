@@ -50,6 +50,18 @@ def join_world(device: torch.device, timeout_s: float) -> None:
     atexit.register(leave_world)
 
 
+def own_group() -> dist.ProcessGroup:
+    """A group of all processes whose messages come in an order of their own, and are waited for as long as others.
+
+    Every process calls it, a world of one has none. torch by itself would wait for half an hour.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    timeout = world._get_backend(torch.device("cpu")).options._timeout  # noqa: SLF001
+    group: dist.ProcessGroup = dist.new_group(timeout=timeout)
+    return group
+
+
 def leave_world() -> None:
     """Let go of the other processes."""
     if dist.is_initialized():
@@ -104,10 +116,10 @@ class _Sum(torch.autograd.Function):
         return all_sum(gradients[0].clone())
 
 
-def all_max(tensor: Tensor) -> Tensor:
+def all_max(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The largest over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return tensor
 
 

@@ -44,6 +44,8 @@ class FeatureEmbeddings(nn.Module):
         self._configs = {table.name: table for table in config.tables}
         self.tables = _large_tables(config, sizes, vectors, make_tables)
         self._whole: dict[str, Tensor] = {}
+        # By the id() of features, which are kept so that no others get it.
+        self._expected: dict[int, tuple[RankerFeatures, dict[str, Tensor]]] = {}
         self.small = nn.ParameterDict(
             {
                 module_key(table.name): nn.Parameter(_initial_rows(table, sizes[table.name]))
@@ -79,30 +81,53 @@ class FeatureEmbeddings(nn.Module):
         ]
         return [*discrete, *ragged, *joined]
 
+    def expect(self, features: RankerFeatures) -> None:
+        """``forward`` will be asked for these: tables with an optimizer may prepare for it.
+
+        Not where dropout chooses some of their ids: it draws in the step, in whose order a run goes on.
+        """
+        wanted = {table: ids for table, ids in self._wanted(features).items() if self._is_large(table)}
+        if self.tables is None or any(self._dropout(table) for table in wanted):
+            return
+        rows = {table: self._row_numbers(table, ids) for table, ids in wanted.items()}
+        self._expected[id(features)] = features, rows
+        self.tables.expect(rows)
+
     def _look_up(self, features: RankerFeatures) -> dict[str, Tensor]:
         """Vectors by feature, each table asked once: a table that moves in the backward pass has one of it a step."""
+        wanted = self._wanted(features)
+        _, expected = self._expected.pop(id(features), (features, {}))
+        rows = {
+            table: expected[table] if table in expected else self._row_numbers(table, ids)
+            for table, ids in wanted.items()
+        }
+        return self._split(wanted, self._read(rows))
+
+    def _wanted(self, features: RankerFeatures) -> dict[str, dict[str, Tensor]]:
+        """Row numbers as they come, by table and feature."""
         wanted: dict[str, dict[str, Tensor]] = {}
         ids_of = {**features.discrete, **features.ragged}
         for feature in self._config.looked_up:
             wanted.setdefault(feature.table, {})[feature.name] = ids_of[feature.name]
-        rows = {
-            table: torch.cat([self._known_rows(table, ids).reshape(-1) for ids in by_feature.values()])
-            for table, by_feature in wanted.items()
-        }
         for joined in self._config.embeddings:
             if joined.optimizer is not None:
-                ids = features.joined[joined.name]
-                wanted[_joined_table(joined)] = {joined.name: ids}
-                # The missing and the padding read row 0 and discard it.
-                inside = (ids >= 0) & (ids < self._large_rows(_joined_table(joined)))
-                rows[_joined_table(joined)] = torch.where(inside, ids, 0).reshape(-1)
-        return self._split(wanted, self._read(rows))
+                wanted[_joined_table(joined)] = {joined.name: features.joined[joined.name]}
+        return wanted
+
+    def _row_numbers(self, table: str, by_feature: Mapping[str, Tensor]) -> Tensor:
+        """The rows of a table to look up, one feature behind another."""
+        if table in self._configs:
+            return torch.cat([self._known_rows(table, ids).reshape(-1) for ids in by_feature.values()])
+        (ids,) = by_feature.values()
+        # The missing and the padding read row 0 and discard it.
+        inside = (ids >= 0) & (ids < self._large_rows(table))
+        return torch.where(inside, ids, 0).reshape(-1)
 
     def _known_rows(self, table: str, ids: Tensor) -> Tensor:
         """Padding as the unknown row; in training a share of the others too."""
         unknown = (self._large_rows(table) if self._is_large(table) else len(self.small[module_key(table)])) - 1
         ids = torch.where(ids < 0, unknown, ids)
-        dropout = self._configs[table].dropout
+        dropout = self._dropout(table)
         if self.training and dropout:
             ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < dropout, unknown)
         return ids
@@ -152,6 +177,9 @@ class FeatureEmbeddings(nn.Module):
         assert feature.query is not None  # the configuration sees to it
         attended: Tensor = self.attention[module_key(feature.name)](found[feature.query], vectors, mask)
         return attended
+
+    def _dropout(self, table: str) -> float:
+        return self._configs[table].dropout if table in self._configs else 0.0
 
     def _is_large(self, table: str) -> bool:
         return table not in self._configs or self._configs[table].optimizer is not None

@@ -173,6 +173,10 @@ class RankerModel(nn.Module):
         if self.network.embeddings.tables is not None:
             self.network.embeddings.tables.set_accumulating(micro_step + 1 < num_micro_steps)
 
+    def expect(self, batch: RankerBatch) -> None:
+        """The ids of its large tables may travel before it is trained on."""
+        self.network.embeddings.expect(batch.features)
+
     def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of a batch; the loss of each task as ``loss/<task>``, and the shares that the batch came with."""
         balance = self.loss.balance if self._balances else None

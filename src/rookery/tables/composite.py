@@ -28,8 +28,15 @@ class CompositeTables:
     def _lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for backend in self._backends:
-            rows |= backend.lookup({name: ids[name] for name in ids if self._backend_of[name] is backend})
+            rows |= backend.lookup(self._of(backend, ids))
         return rows
+
+    def expect(self, ids: Mapping[str, Tensor]) -> None:
+        for backend in self._backends:
+            backend.expect(self._of(backend, ids))
+
+    def _of(self, backend: TableBackend, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: ids[name] for name in ids if self._backend_of[name] is backend}
 
     def rows(self, table: str) -> Tensor:
         return self._backend_of[table].rows(table)

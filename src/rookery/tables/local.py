@@ -158,6 +158,9 @@ class LocalTables:
         rows = _Lookup.apply(self._anchor, self, ids)  # type: ignore[no-untyped-call]
         return dict(zip(ids, rows, strict=True))
 
+    def expect(self, ids: Mapping[str, Tensor]) -> None:
+        """Every row is here already."""
+
     def receive(self, gradients: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Take ids and gradient ``[len(ids), dim]`` of looked-up rows by table; move them unless accumulating."""
         if world_size() == 1:

@@ -60,6 +60,14 @@ class TableBackend(Protocol):
         """
         ...
 
+    def expect(self, ids: Mapping[str, Tensor]) -> None:
+        """Begin with what a later ``lookup`` of these very tensors can have done before it, while others compute.
+
+        The rows are those of the time of the lookup. Each process expects the same lookups as the others. One that
+        does not come costs nothing more: with the next that does, those expected before it are forgotten.
+        """
+        ...
+
     def rows(self, table: str) -> Tensor:
         """The whole table ``[num_embeddings, embedding_dim]`` without gradient; a view if the back end can give one."""
         ...

@@ -17,19 +17,20 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from rookery.optim.schedules import optimizer_schedule
 from rookery.parallel.config import ShardingConfig
 from rookery.parallel.process_group import default_process_group
-from rookery.parallel.world import all_max, world_size
+from rookery.parallel.world import world_size
 from rookery.tables.plan import WorldShape
 from rookery.tables.protocol import TableSpec, draw_initial
 from rookery.tables.shards import Part, fill, held, parts_of, whole
-from rookery.tables.together import tied, with_absent
+from rookery.tables.together import tied
+from rookery.tables.torchrec_ids import Arrived, IdExchange
 from rookery.tables.torchrec_plan import SHARDER, Collections, inner_name, quiet, sharding_plan
 
 with quiet():
     from torchrec.distributed.comm_ops import set_gradient_division
+    from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.types import ShardingEnv
     from torchrec.optim.keyed import KeyedOptimizer
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 class TorchrecTables:
@@ -41,24 +42,25 @@ class TorchrecTables:
 
     def __init__(self, specs: Sequence[TableSpec], *, seed: int, sharding: ShardingConfig, shape: WorldShape) -> None:
         self.specs: Sequence[TableSpec] = tuple(specs)
-        self._sizes = {spec.name: spec.num_embeddings for spec in specs}
-        self._inner = {spec.name: inner_name(position) for position, spec in enumerate(specs)}
+        inner = {spec.name: inner_name(position) for position, spec in enumerate(specs)}
         set_gradient_division(False)  # ranks' gradients are summed
         # torchrec calls them in every lookup and backward pass.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         # fbgemm draws weights, overwritten below, from the global random stream: it must not move.
         with quiet(), torch.random.fork_rng(devices=[]):
             self._sharded = _shard(specs, sharding, shape)
-            collections = dict(zip(self._sizes, self._sharded.module.collections, strict=True))
+            collections = dict(zip((spec.name for spec in specs), self._sharded.module.collections, strict=True))
+            self._collections: Mapping[str, ShardedEmbeddingBagCollection] = collections
             self._optimizers: dict[str, KeyedOptimizer] = {
                 name: module.fused_optimizer for name, module in collections.items()
             }
-            self._weights = {name: _weight(module, self._inner[name]) for name, module in collections.items()}
+            self._weights = {name: _weight(module, inner[name]) for name, module in collections.items()}
             self._state = {
-                f"{spec.name}.sum": _sum(self._optimizers[spec.name], self._inner[spec.name], spec)
+                f"{spec.name}.sum": _sum(self._optimizers[spec.name], inner[spec.name], spec)
                 for spec in specs
                 if spec.optimizer.sgd is None  # SGD has no state, both kinds of Adagrad have a sum
             }
+            self._exchange = IdExchange(specs, collections)
             self.lookup({name: torch.empty(0, dtype=torch.int64) for name in collections})  # the first one warns
         for spec in specs:
             # Only now: weights that a collection had before sharding are discarded on CPU without a word.
@@ -67,34 +69,19 @@ class TorchrecTables:
             self.set_learning_rate(spec.name, optimizer_schedule(spec.optimizer)(0))
 
     def lookup(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = self._rows(self._exchange.take(ids))
         if world_size() == 1:
-            return self._rows({name: self._bags(name, row_numbers) for name, row_numbers in ids.items()})
-        for name, row_numbers in ids.items():
-            self._check_range(name, row_numbers)
-        asked = with_absent(ids, tuple(self.specs))
-        # Row-wise kinds exchange blocks of one size: whoever has fewer ids than another rank adds empty bags.
-        most = all_max(torch.tensor([len(row_numbers) for row_numbers in asked.values()])).tolist()
-        bags = {
-            name: self._bags(name, row_numbers, num_bags - len(row_numbers))
-            for (name, row_numbers), num_bags in zip(asked.items(), most, strict=True)
-        }
-        together = tied(self._rows(bags))
+            return found
+        together = tied(found)
         return {name: together[name][: len(row_numbers)] for name, row_numbers in ids.items()}
 
-    def _rows(self, bags: Mapping[str, KeyedJaggedTensor]) -> dict[str, Tensor]:
-        return {name: values.float() for name, values in self._sharded(bags).items()}
+    def expect(self, ids: Mapping[str, Tensor]) -> None:
+        if world_size() > 1:
+            self._exchange.begin(ids)
 
-    def _bags(self, name: str, row_numbers: Tensor, num_empty: int = 0) -> KeyedJaggedTensor:
-        """A bag for each id, and empty ones behind them."""
-        lengths = nn.functional.pad(torch.ones_like(row_numbers), (0, num_empty))
-        return KeyedJaggedTensor(keys=[self._inner[name]], values=row_numbers, lengths=lengths)
-
-    def _check_range(self, name: str, row_numbers: Tensor) -> None:
-        """Over several ranks an id out of range would be a row of some other rank (torchrec takes it modulo)."""
-        if len(row_numbers):
-            low, high = (int(bound) for bound in torch.aminmax(row_numbers))
-            if low < 0 or high >= self._sizes[name]:
-                raise IndexError(f"table {name} has {self._sizes[name]} rows, asked for {low if low < 0 else high}")
+    def _rows(self, arrived: Mapping[str, Arrived]) -> dict[str, Tensor]:
+        rows = {name: self._collections[name].compute_and_output_dist(*each) for name, each in arrived.items()}
+        return {name: pooled.values().float() for name, pooled in rows.items()}
 
     def rows(self, table: str) -> Tensor:
         return whole(self._weights[table])

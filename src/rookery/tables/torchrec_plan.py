@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rookery.errors import ConfigError
 from rookery.optim.config import OptimizerConfig
@@ -65,7 +65,6 @@ with quiet():
     from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
     from torchrec.optim import RowWiseAdagrad
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 FUSED = EmbeddingComputeKernel.FUSED.value
 SHARDER = EmbeddingBagCollectionSharder()
@@ -84,11 +83,6 @@ class Collections(nn.Module):
     def __init__(self, specs: Sequence[TableSpec]) -> None:
         super().__init__()
         self.collections = nn.ModuleList(_collection(spec, position) for position, spec in enumerate(specs))
-        self._index = {spec.name: position for position, spec in enumerate(specs)}
-
-    def forward(self, bags: Mapping[str, KeyedJaggedTensor]) -> dict[str, Tensor]:
-        rows = {name: self.collections[self._index[name]](ids) for name, ids in bags.items()}
-        return {name: pooled.values() for name, pooled in rows.items()}
 
 
 def _collection(spec: TableSpec, position: int) -> EmbeddingBagCollection:

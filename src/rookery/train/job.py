@@ -18,7 +18,7 @@ Outputs = Mapping[str, "Tensor | float"]
 
 
 class Model(Protocol):
-    """What the loop asks of a model; an ``nn.Module`` with ``begin_step`` is one."""
+    """What the loop asks of a model; an ``nn.Module`` with ``begin_step`` and ``expect`` is one."""
 
     def __call__(self, batch: Any) -> tuple[Tensor, Outputs]:
         """The loss (a scalar, the mean over the batch) and outputs."""
@@ -27,6 +27,12 @@ class Model(Protocol):
     def begin_step(self, step: int, micro_step: int, num_micro_steps: int) -> None:
         """Told before each forward pass. Tables that move inside the backward pass collect gradients and move once, in
         the one of ``micro_step == num_micro_steps - 1``.
+        """
+        ...
+
+    def expect(self, batch: Any) -> None:
+        """Told of the first batch of the next step before this one: what it needs of other processes may come while
+        this one computes. Each process is told at the same steps; where training ends, the batch is not trained on.
         """
         ...
 

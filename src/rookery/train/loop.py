@@ -137,8 +137,10 @@ class _Loop(Generic[B]):
                     Progress(self._step_number, self._num_steps, self._job.unit, is_shown=is_chief())
                 )
                 self._job.model.train()
+                ahead: _Supplied[B] | None = None
                 while (reason := self._reason()) is None:
-                    micro_batches = self._agreed_batches(batches)
+                    micro_batches = self._granted(ahead or self._supplied(batches))
+                    ahead = self._look_ahead(batches, len(micro_batches))
                     self._step(micro_batches)
                     self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
                 self._save()
@@ -182,36 +184,54 @@ class _Loop(Generic[B]):
         batches = prepare(self._job.stream, self._job.transform)
         return batches if self._debug else stack.enter_context(Prefetcher(batches, PREFETCH_BATCHES))
 
-    def _agreed_batches(self, batches: Iterator[Prepared[B]]) -> list[Prepared[B]]:
-        """As ``_next_batches``; where one process gets none all end, with a checkpoint if its readers are gone."""
+    def _look_ahead(self, batches: Iterator[Prepared[B]], num_under_way: int) -> _Supplied[B] | None:
+        """Of several processes, the batches of the next step before this one's, so that ids can travel meanwhile.
+
+        What keeps them away is raised in its turn, when this step has been taken.
+        """
+        if world_size() == 1 or self._debug or self._step_number + 1 >= self._num_steps:
+            return None
+        ahead = self._supplied(batches, num_under_way)
+        if ahead.supply is Supply.THERE:
+            self._job.model.expect(ahead.micro_batches[0].batch)
+        return ahead
+
+    def _supplied(self, batches: Iterator[Prepared[B]], num_under_way: int = 0) -> _Supplied[B]:
+        """The batches behind ``num_under_way`` that are not trained on yet, as all processes agree on them."""
         problem: RookeryError | None = None
         micro_batches: list[Prepared[B]] = []
+        which = "next data" if num_under_way else "data"
+        self._heartbeat.enter(self._step_number + 1, which)
         try:
-            micro_batches = self._next_batches(batches)
+            with self._stopwatch.part("data"):
+                micro_batches = self._next_batches(batches, num_under_way)
         except RookeryError as error:
             problem = error
-        self._heartbeat.enter(self._step_number + 1, "agreement on data")
-        supply = agree_on_supply(problem)
-        if supply is Supply.CUT_OFF:
+        self._heartbeat.enter(self._step_number + 1, f"agreement on {which}")
+        return _Supplied(micro_batches, problem, agree_on_supply(problem))
+
+    def _granted(self, supplied: _Supplied[B]) -> list[Prepared[B]]:
+        """The micro-batches; where one process gets none all end, with a checkpoint if its readers are gone."""
+        if supplied.supply is Supply.CUT_OFF:
             self._save()
             self._run.checkpointer.wait()
-        if problem is not None:
-            raise problem
-        if supply is not Supply.THERE:
+        if supplied.problem is not None:
+            raise supplied.problem
+        if supplied.supply is not Supply.THERE:
             raise PeerFailed(f"rank {rank()}: ends because another process gets no data, as it says itself")
-        return micro_batches
+        return supplied.micro_batches
 
-    def _next_batches(self, batches: Iterator[Prepared[B]]) -> list[Prepared[B]]:
+    def _next_batches(self, batches: Iterator[Prepared[B]], num_under_way: int) -> list[Prepared[B]]:
         """The micro-batches of one step; only the last step of the last epoch may have fewer than the others."""
         wanted = self._config.gradient_accumulation
         if self._config.num_epochs is not None:
             total = self._config.num_epochs * self._job.stream.batches_per_epoch
-            wanted = min(wanted, total - self._books.batches_done)
-        with self._part("data"):
-            micro_batches = list(islice(batches, wanted))
+            wanted = min(wanted, total - self._books.batches_done - num_under_way)
+        micro_batches = list(islice(batches, wanted))
         if len(micro_batches) < wanted:
+            step = self._step_number + bool(num_under_way)
             raise TrainingError(
-                f"the data ended after step {self._step_number:,} of {self._num_steps:,}; "
+                f"the data ended after step {step:,} of {self._num_steps:,}; "
                 "let the stream run without end (num_epochs=None) or set training.num_epochs"
             )
         return micro_batches
@@ -375,6 +395,15 @@ class _Loop(Generic[B]):
             f"the newest checkpoint is of step {self._saved_step:,}. Lower the learning rate or look at the data "
             "of that step with --debug-loop.",
         )
+
+
+@dataclass(frozen=True)
+class _Supplied(Generic[B]):
+    """The micro-batches of a step, or what kept this process from them, and the worst of all processes."""
+
+    micro_batches: list[Prepared[B]]
+    problem: RookeryError | None
+    supply: Supply
 
 
 class _NotFinite(Exception):

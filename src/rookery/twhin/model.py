@@ -99,6 +99,10 @@ class TwhinModel(nn.Module):
         """Tables move in the backward pass of the last micro-batch."""
         self.tables.set_accumulating(micro_step + 1 < num_micro_steps)
 
+    def expect(self, batch: TrainBatch) -> None:
+        """Its ids may travel before it is trained on."""
+        self.tables.expect(batch.ids)
+
     def forward(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the edges of the batch, and ``positive_score``, the mean score of the true edges."""
         rows = self.tables.lookup(batch.ids)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
+
 import pytest
 import torch
 from ranks import RankFailed, run_ranks
@@ -39,6 +42,26 @@ def test_ranks_tell_each_other(size):
 def test_one_process_is_a_world_of_its_own():
     assert (world.world_size(), world.rank(), world.is_chief()) == (1, 0, True)
     assert meet()["objects"] == ["rank 0"]
+
+
+def waits_in_its_own_group():
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    group = world.own_group()
+    largest = world.all_max(torch.tensor([world.rank()]), group).item()
+    began = time.monotonic()
+    if world.rank() == 0:
+        with pytest.raises(RuntimeError) as caught:
+            world.all_max(torch.tensor([0]), group)
+        assert world.is_broken_message(caught.value)
+    else:
+        time.sleep(2)
+    return largest, time.monotonic() - began
+
+
+def test_a_group_of_its_own_waits_as_long_as_the_world():
+    for largest, waited_s in run_ranks(2, waits_in_its_own_group):
+        assert largest == 1
+        assert 0.9 < waited_s < 20
 
 
 def fail_on_one():

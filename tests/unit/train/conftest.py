@@ -46,6 +46,9 @@ class LeastSquares(nn.Module):
         self.steps_told.append((step, micro_step, num_micro_steps))
         self.tables.set_accumulating(micro_step + 1 < num_micro_steps)
 
+    def expect(self, batch: Columns) -> None:
+        self.tables.expect(batch)
+
     def forward(self, batch: Columns) -> tuple[Tensor, dict[str, Tensor | float]]:
         self.num_forwards += 1
         if self.num_forwards in self.fail_at:
