@@ -15,7 +15,7 @@ from pyarrow import flight
 from rookery.data.flight_digests import BatchDigests
 from rookery.data.flight_discovery import Address
 from rookery.data.flight_identity import Description, differences, identity_of
-from rookery.data.flight_memory import Handover, Mapped, NotShared, machine, take_out
+from rookery.data.flight_memory import BEGIN, Handover, Mapped, NotShared, machine, take_out
 from rookery.data.flight_server import DESCRIBE
 from rookery.data.flight_wire import (
     MAX_MESSAGE_BYTES,
@@ -162,7 +162,7 @@ class Reader:
         writer, call = self._connected().do_exchange(descriptor, self._options(self._access.deadline_s))
         with self._under_way(call):
             try:
-                writer.write_metadata(b"")  # the descriptor goes with it
+                writer.write_metadata(BEGIN)  # the descriptor goes with it
                 return self._out_of_memory(call, ticket)
             except BaseException:
                 call.cancel()

@@ -97,7 +97,7 @@ def test_few_are_kept_on_both_sides() -> None:
         memories.give(each)
     assert len(memories._idle) == 4
     assert memories.take(2_000_000).num_bytes == 2_097_152  # none of those is large enough
-    assert memories.take(5) is taken[8]
+    assert memories.take(5) is taken[-1]
 
 
 def test_a_process_or_a_file_that_is_not_there() -> None:

@@ -24,10 +24,12 @@ from faulty_readers import (
     running,
     write_rows,
 )
+from pyarrow import flight
 
 from rookery.config.token import Token
-from rookery.data.flight_memory import machine
+from rookery.data.flight_memory import BEGIN, Handover, machine
 from rookery.data.flight_server import ReaderServer
+from rookery.data.flight_wire import Order, Ticket
 from rookery.data.stream import Columns, LaneStream
 from rookery.errors import ConfigError, DataError, ReadersGone
 
@@ -360,6 +362,24 @@ class TestBounds:
         # Two tickets at a time, and those of the thread that closes the last ones.
         assert 1 <= len(server._memories._idle) <= 4
         assert open_files[-1] <= open_files[0] + 6
+
+    @pytest.mark.skipif(machine() is None, reason="this system has no memory to share")
+    def test_memory_is_not_used_again_before_it_was_read(self, rows: Rows) -> None:
+        server = ReaderServer(rows, ANY_PORT)
+        with running(server), flight.connect(f"grpc://127.0.0.1:{server.port}") as client:
+            order = Order(batch_size=BATCH, num_lanes=12)
+            identity = rows.open(order).identity
+            ticket = Ticket(identity=identity, order=order, start=0, stop=12, epoch=0, first=0, count=2)
+            writer, call = client.do_exchange(flight.FlightDescriptor.for_command(ticket.to_bytes()))
+            writer.write_metadata(BEGIN)
+            assert len(Handover.from_bytes(call.read_chunk().app_metadata.to_pybytes()).headers) == 2
+            time.sleep(0.3)
+            assert (len(server._memories._idle), server._num_taken) == (0, 1)
+            writer.close()
+            deadline = time.monotonic() + 5
+            while server._num_taken and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert (len(server._memories._idle), server._num_taken) == (1, 0)
 
     def test_closing_leaves_no_thread(self, rows: Rows, reader: ReaderServer) -> None:
         def own() -> set[str]:
