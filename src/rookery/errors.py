@@ -11,6 +11,8 @@ class RookeryError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
+    is_told_elsewhere = False
+    """Whether another process of the run prints the message."""
 
 
 class UserError(RookeryError):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from time import monotonic
-from typing import Literal, TypeVar, cast
+from typing import Literal
 
 import torch.distributed as dist
 from filelock import FileLock, Timeout
@@ -40,9 +40,7 @@ from rookery.checkpoint.publish import Publisher
 from rookery.checkpoint.shards import Groups, held_of
 from rookery.checkpoint.write import write_groups
 from rookery.errors import CheckpointError, RunNotFound, UserError
-from rookery.parallel.world import gather_objects, is_chief, rank, share_object, world_size
-
-T = TypeVar("T")
+from rookery.parallel.world import is_chief, on_all, rank, share_object, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +110,7 @@ class Checkpointer:
         if background is None or not background.is_awaited:
             return
         was_idle, since = background.is_idle, monotonic()
-        _together(background.wait)
+        on_all(background.wait)
         if not was_idle:
             logger.info("waited %.1f s for the checkpoint before to be written", monotonic() - since)
 
@@ -120,13 +118,13 @@ class Checkpointer:
         """Return when all that was saved is on disk, and published. Raises ``CheckpointError`` when it is not."""
         self.wait()
         if self._publisher is not None:
-            _together(self._publisher.finish)
+            on_all(self._publisher.finish)
         else:
-            _together(lambda: None)
+            on_all(lambda: None)
 
     def _do(self, work: Callable[[], None]) -> None:
         if self._background is None:
-            _together(work)
+            on_all(work)
         else:
             self._background.give(work)
 
@@ -253,23 +251,7 @@ def load_checkpoint(source: Path, which: Literal["latest", "best"] | int = "late
 
 def _read_together(folder: Path) -> Checkpoint:
     """Each process compares the sums of its part of the files; what one finds damaged is damaged for all."""
-    return _together(lambda: read_checkpoint(folder, rank(), world_size()))
-
-
-def _together(work: Callable[[], T]) -> T:
-    """What ``work`` returns here; where it fails on one process, all raise the same ``CheckpointError``."""
-    result: T | None = None
-    problem: CheckpointError | None = None
-    try:
-        result = work()
-    except CheckpointError as error:
-        problem = error
-    problems = gather_objects(problem)
-    problems[rank()] = problem  # the very one, not what came back of it
-    for each in problems:
-        if each is not None:
-            raise each
-    return cast("T", result)
+    return on_all(lambda: read_checkpoint(folder, rank(), world_size()))
 
 
 @contextmanager

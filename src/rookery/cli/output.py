@@ -47,12 +47,14 @@ def emit(result: Mapping[str, Any], as_json: bool, render: Callable[[], Renderab
 def run_command(command: Callable[[], object]) -> int:
     """Run ``command`` and return the exit code; a ``RookeryError`` becomes ``error: <message>`` on stderr.
 
+    Of several processes that end by the same error one prints it.
     Other exceptions are our own mistakes: they keep their traceback, and Python exits with 1.
     """
     try:
         command()
     except RookeryError as error:
-        sys.stderr.write(f"{_named()}error: {error}\n")
+        if not error.is_told_elsewhere:
+            sys.stderr.write(f"{_named()}error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

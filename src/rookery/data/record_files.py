@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rookery.data.damage import is_damage
 from rookery.data.files_config import RecordsConfig
-from rookery.data.record_index import BlockReader, FileState, RecordIndex, record_index
+from rookery.data.record_index import BlockReader, FileState, RecordIndex, keep_index, record_index
 from rookery.data.segdense import RecordColumns, arrow_schema, read_columns
 from rookery.data.tf_example import BadRecord, parse_examples
 from rookery.data.tfrecord import Damage, Records
@@ -87,6 +87,16 @@ class RecordFile:
         """What tells its content, the same wherever it lies."""
         index = self._index()[1]
         return f"{self.name} {index.size} {index.digest} {self.columns}"
+
+    def index(self) -> RecordIndex:
+        """What one pass over the file tells. Raises ``DamagedBlock`` where it is gone, ``DataError`` where it cannot be
+        read.
+        """
+        return self._index()[1]
+
+    def keep_index(self, index: RecordIndex) -> None:
+        """Take the index that another process made, if it is of the file as it is here and none is kept yet."""
+        keep_index(FileState.of(self.place), self.index_dir, index)
 
     def _index(self) -> tuple[FileState, RecordIndex]:
         """Raises ``DamagedBlock`` where the file is gone, ``DataError`` where this process cannot read it."""

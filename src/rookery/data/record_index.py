@@ -119,6 +119,17 @@ def record_index(state: FileState, folder: Path) -> RecordIndex:
     return index
 
 
+def keep_index(state: FileState, folder: Path, index: RecordIndex) -> None:
+    """Write an index to ``folder``, if it is of the file as it is and none is there yet.
+
+    Raises ``DataError`` where the folder cannot be written.
+    """
+    stored = folder / f"{_name(state.place)}.json"
+    kept = _stored(stored)
+    if index.is_of(state) and not (kept is not None and kept.is_of(state)):
+        _store(index, stored)
+
+
 class BlockReader:
     """Reads blocks of a file, in any order and from several threads.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -125,10 +126,27 @@ class DoubleNormLog(nn.Module):
         return _clip(self.batch_norm(signed_log(x)), self.clip_magnitude)
 
 
+@dataclass(frozen=True)
+class BatchMoments:
+    """Of so many rows the mean of the signed logarithm of each column, and the sum of squared deviations from it."""
+
+    num_rows: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, continuous: Tensor) -> BatchMoments:
+        """``[batch, width]``; numbers that are not finite count as 0, as they do for the network."""
+        logs = signed_log(finite(continuous).double()).cpu()
+        mean = logs.mean(0)
+        return cls(len(logs), mean, (logs - mean).square().sum(0))
+
+
 class LogMoments:
     """Mean and deviation of the signed logarithm of each column over batches, in float64 by Chan's update.
 
-    The plain sum of squares would lose the deviation of a large, nearly constant column.
+    The plain sum of squares would lose the deviation of a large, nearly constant column. The same batches in the same
+    order give the same bits, whoever took their moments.
     """
 
     def __init__(self, width: int) -> None:
@@ -136,16 +154,13 @@ class LogMoments:
         self.mean = torch.zeros(width, dtype=torch.float64)
         self._squares = torch.zeros(width, dtype=torch.float64)  # sum of squared deviations from the mean
 
-    def add(self, continuous: Tensor) -> None:
-        """``[batch, width]``; numbers that are not finite count as 0, as they do for the network."""
-        batch = continuous.shape[0]
-        if batch == 0:
+    def add(self, batch: BatchMoments) -> None:
+        if batch.num_rows == 0:
             return
-        logs = signed_log(finite(continuous).double()).cpu()
-        mean, total = logs.mean(0), self.num_rows + batch
-        shift = mean - self.mean
-        self._squares += (logs - mean).square().sum(0) + shift.square() * (self.num_rows * batch / total)
-        self.mean += shift * (batch / total)
+        total = self.num_rows + batch.num_rows
+        shift = batch.mean - self.mean
+        self._squares += batch.squares + shift.square() * (self.num_rows * batch.num_rows / total)
+        self.mean += shift * (batch.num_rows / total)
         self.num_rows = total
 
     @property

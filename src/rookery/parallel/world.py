@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rookery.errors import PeerFailed, UserError
+from rookery.errors import PeerFailed, RookeryError, UserError
 from rookery.parallel.meeting import is_store_kept, own_store
 
 S = TypeVar("S")
@@ -132,12 +132,12 @@ def gather_objects(mine: T) -> list[T]:
     return gathered
 
 
-def share_object(mine: T) -> T:
-    """What the chief gives, on all processes."""
+def share_object(mine: T, sender: int = CHIEF) -> T:
+    """What one process gives, by default the chief, on all of them. It is pickled: for processes of one run alone."""
     if world_size() == 1:
         return mine
     shared: list[Any] = [mine]
-    dist.broadcast_object_list(shared, src=CHIEF)
+    dist.broadcast_object_list(shared, src=sender)
     return shared[0]  # type: ignore[no-any-return]
 
 
@@ -151,37 +151,39 @@ def spread(items: Sequence[S], function: Callable[[S], T]) -> list[T]:
     return [parts[place % size][place // size] for place in range(len(items))]
 
 
-def on_chief(function: Callable[[], object]) -> None:
-    """Let the chief alone do something that the others wait for; where it fails, all of them end.
+def on_all(work: Callable[[], T]) -> T:
+    """What ``work`` returns here; where it fails on one process, all of them end by the same error.
 
-    Raises what ``function`` raises on the chief, ``PeerFailed`` elsewhere.
+    Raises the ``RookeryError`` of the lowest rank that has one, which that rank alone prints. Any other exception goes
+    on where it was raised, and is ``PeerFailed`` on the others. All processes call it at once, none from within
+    another's ``work``.
     """
-    done = False
-    if is_chief():
-        try:
-            function()
-            done = True
-        finally:
-            share_object(done)
-    elif not share_object(done):
-        raise PeerFailed(f"rank {rank()}: ends because rank {CHIEF} cannot go on, as it says itself")
-
-
-def on_all(function: Callable[[], T]) -> T:
-    """Do something on every process that may fail on one of them alone, as reading its part of the data; then all end.
-
-    All call this together, and ``function`` talks to none of the others. Raises what it raises where it fails,
-    ``PeerFailed`` elsewhere.
-    """
-    done = False
+    problem: RookeryError | None = None
     try:
-        result = function()
-        done = True
-    finally:
-        failed = [number for number, is_done in enumerate(gather_objects(done)) if not is_done]
-    if failed:
-        raise PeerFailed(f"rank {rank()}: ends because rank {failed[0]} cannot go on, as it says itself")
+        result = work()
+    except BaseException as error:
+        if _is_loss(error):  # nobody is there to be told
+            raise
+        if not isinstance(error, RookeryError):
+            gather_objects(PeerFailed(f"ends because rank {rank()} cannot go on, as it says itself"))
+            raise
+        problem = error
+    problems = gather_objects(problem)
+    problems[rank()] = problem  # the very one, not what came back of it
+    for teller, told in enumerate(problems):
+        if told is not None:
+            told.is_told_elsewhere = teller != rank()
+            raise told
     return result
+
+
+def on_chief(function: Callable[[], object]) -> None:
+    """Let the chief alone do something that the others wait for; where it fails, all of them end as ``on_all``."""
+    on_all(lambda: function() if is_chief() else None)
+
+
+def _is_loss(error: BaseException) -> bool:
+    return isinstance(error, PeerFailed) or (isinstance(error, RuntimeError) and is_broken_message(error))
 
 
 def is_broken_message(error: RuntimeError) -> bool:

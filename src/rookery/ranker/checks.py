@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from rookery.data.row_groups import list_row_groups, read_rows, read_sound_rows, select_rows
 from rookery.data.stream import ParquetStream
 from rookery.errors import DataError
+from rookery.parallel.world import gather_objects, is_chief, on_all, on_chief
 from rookery.ranker.columns import label_column
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.features_config import PartitionConfig
 from rookery.ranker.files import find_files, on_corrupt, partition_rows, row_filter
 from rookery.ranker.preprocess import CheckedRows, Preprocessor
+from rookery.ranker.shares import seek_own_part
 from rookery.ranker.wrong_value import WrongValue
 
 logger = logging.getLogger(__name__)
@@ -29,18 +33,29 @@ def check_training_rows(config: RankerConfig, preprocessor: Preprocessor) -> Non
     Raises ``DataError`` with file and row for a label besides 0 and 1, a weight or a position below 0, a row number
     outside its table or a list of another length; and, all in one, where all weights are 0, for tasks without a
     positive label and for joins that never find a vector. Warns of joins that find few. Reads the columns of these
-    things alone, a second for a million rows; and 4,096 rows whole.
+    things alone, a second for a million rows; and 4,096 rows whole. Of several processes all call it: each reads a part
+    of the first rows.
     """
+    mine = on_all(lambda: _counted(config, preprocessor))
+    counts = sum(gather_objects(mine), Counter[str]())
+    on_chief(lambda: _require_usable(config, counts))
+
+
+def _counted(config: RankerConfig, preprocessor: Preprocessor) -> Counter[str]:
     counts: Counter[str] = Counter()
-    num_rows = 0
     for rows in _first_rows(config, config.train_data, preprocessor):
-        num_rows += len(rows.weights)
+        counts["rows"] += len(rows.weights)
         counts["weighted"] += int((rows.weights > 0).sum())
         for task, labels in rows.labels.items():
             counts[f"positive/{task}"] += int(labels.sum())
         for name, found in rows.joined.items():
             counts[f"ids/{name}"] += int((found >= 0).sum())
             counts[f"miss/{name}"] += int((found == preprocessor.num_vectors[name]).sum())
+    return counts
+
+
+def _require_usable(config: RankerConfig, counts: Counter[str]) -> None:
+    num_rows = counts["rows"]
     problems = [
         *_without_weight(config, counts, num_rows),
         *_without_positive(config, counts, num_rows),
@@ -56,15 +71,22 @@ def check_validation_rows(config: RankerConfig, preprocessor: Preprocessor) -> N
     Raises ``DataError`` with file and row as ``check_training_rows`` does; a validation would end the run hours later.
     """
     for partition in config.validation_data.values():
-        for _ in _first_rows(config, partition, preprocessor):
-            pass
+        on_all(functools.partial(_look_at, config, partition, preprocessor))
+
+
+def _look_at(config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor) -> None:
+    for _ in _first_rows(config, partition, preprocessor):
+        pass
 
 
 def _first_rows(config: RankerConfig, partition: PartitionConfig, preprocessor: Preprocessor) -> Iterator[CheckedRows]:
-    """What can be told of the first rows of a partition. ``DataError`` where one has a value that cannot be used."""
-    _read_whole(partition, preprocessor)
+    """What can be told of this process's part of the first rows of a partition. ``DataError`` where one has a value
+    that cannot be used.
+    """
+    if is_chief():
+        _read_whole(partition, preprocessor)
     stream = _open(config, partition, preprocessor)
-    for columns in stream:
+    for columns in islice(stream, seek_own_part(stream, stream.batches_per_epoch)):
         try:
             yield preprocessor.check(columns)
         except WrongValue as error:
@@ -89,6 +111,7 @@ def _open(config: RankerConfig, partition: PartitionConfig, preprocessor: Prepro
         _BATCH_ROWS,
         seed=config.runtime.seed,
         shuffle=False,
+        buffer_rows=_BATCH_ROWS,  # decoded beyond a process's part, at most, or one row group
         limit=most if partition.limit is None else min(most, partition.limit),
         offset=partition.offset,
         where=row_filter(partition),

@@ -16,6 +16,7 @@ from rookery.data.ids import NoId, encode_ids
 from rookery.data.row_groups import CorruptRowGroup, RowGroupSlice, describe_row, read_column
 from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
+from rookery.parallel.world import on_all, share_object, world_size
 from rookery.ranker.features_config import FeaturesConfig, TableConfig, VocabularyConfig
 
 _MERGE_ROWS = 4_194_304  # counts that wait to be merged: bounds the memory beside the distinct values
@@ -47,9 +48,11 @@ def count_vocabularies(
 ) -> dict[str, Vocabulary]:
     """A vocabulary for each of ``tables``, of all values of its features in the rows of ``slices``.
 
+    Of several processes all call it, each with rows of its own, and come to the same vocabularies of the rows of all.
     All elements of lists count, those beyond ``max_length`` too. The most frequent first, equally frequent ones by
     value: numbers by size, strings by bytes. With ``on_corrupt`` "skip", columns of row groups that cannot be decoded
-    are left out. Holds the distinct values in memory, and one row group of one column.
+    are left out. Holds the distinct values of all rows in memory, those of one process's rows beside them, and one row
+    group of one column.
     """
     return {
         table.name: _count(table.vocabulary, _columns(config, table), slices, on_corrupt)
@@ -72,16 +75,32 @@ def _columns(config: FeaturesConfig, table: TableConfig) -> list[str]:
 def _count(
     config: VocabularyConfig, columns: Sequence[str], slices: Sequence[RowGroupSlice], on_corrupt: OnCorrupt
 ) -> Vocabulary:
+    counted = _over_processes(on_all(lambda: _counted(columns, slices, on_corrupt)))
+    return on_all(lambda: _most_frequent(config, columns[0], counted))
+
+
+def _counted(columns: Sequence[str], slices: Sequence[RowGroupSlice], on_corrupt: OnCorrupt) -> pa.Table | None:
+    """How often each value is there; None where there is no row group that can be decoded."""
     waiting: list[pa.Table] = []
     for counts in _counts(columns, slices, on_corrupt):
         waiting.append(counts)
         if len(waiting) > 1 and sum(table.num_rows for table in waiting) > _MERGE_ROWS:
             waiting = [_merged(waiting)]
-    if not waiting:
-        raise DataError(
-            f"column {columns[0]!r}: no row group of the training rows can be decoded; write the files again"
-        )
-    counted = _merged(waiting)
+    return _merged(waiting) if waiting else None
+
+
+def _over_processes(mine: pa.Table | None) -> pa.Table | None:
+    """The counts of all processes, one more at a time: together they may be many times the distinct values."""
+    total: pa.Table | None = None
+    for sender in range(world_size()):
+        counts = share_object(mine, sender)
+        total = counts if total is None else total if counts is None else _merged([total, counts])
+    return total
+
+
+def _most_frequent(config: VocabularyConfig, column: str, counted: pa.Table | None) -> Vocabulary:
+    if counted is None:
+        raise DataError(f"column {column!r}: no row group of the training rows can be decoded; write the files again")
     kept = counted.filter(pc.greater_equal(counted.column("count"), config.min_count))
     ordered = kept.sort_by([("count", "descending"), ("value", "ascending")])
     return Vocabulary(ordered.slice(0, config.max_size).combine_chunks())

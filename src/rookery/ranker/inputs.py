@@ -23,14 +23,16 @@ from torch import Tensor
 from rookery.checkpoint.files import DamagedCheckpoint, StoredTensors, file_sum, require_sum
 from rookery.data.staging import staged
 from rookery.errors import ConfigError, DataError, RunNotFound
+from rookery.parallel.world import on_all, on_chief
 from rookery.ranker.columns import ColumnPlan
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.counting import Vocabulary, count_vocabularies, inline_vocabulary
 from rookery.ranker.features_config import PartitionConfig
-from rookery.ranker.files import missing_files, partition_rows, require_rows
+from rookery.ranker.files import missing_files, require_rows
 from rookery.ranker.joins import JoinedVectors, check_join, read_join
 from rookery.ranker.masks import Mask, preprocess_problems, read_masks
 from rookery.ranker.schema import IdType, absent_columns, check_schema, type_problems
+from rookery.ranker.shares import count_records, own_rows
 from rookery.storage.disk import force_to_disk
 
 INPUTS = "inputs"
@@ -71,15 +73,20 @@ class Inputs:
     def build(cls, config: RankerConfig, earlier: Inputs | None = None) -> Inputs:
         """Count vocabularies in the training rows, read joined vectors and masks.
 
+        Of several processes all call it: each counts a part of the rows, and all come to the same.
+
         Of ``earlier``, vocabularies and trainable vectors are taken as they are: a model that starts from the weights
         of that run needs its rows. Raises ``DataError`` or ``ConfigError`` naming all that the schemas of all
         partitions and the manifests of all exports tell at once, before anything is read, and ``DataError`` naming all
         partitions without rows.
         """
-        masks = read_masks(config.preprocess)
-        id_types = _check(config, masks)
-        require_rows({"train_data": config.train_data} | _validation_fields(config))
-        return cls(_vocabularies(config, earlier), _joined(config, id_types, earlier), masks, id_types)
+        partitions = {"train_data": config.train_data} | _validation_fields(config)
+        count_records(partitions.values())
+        masks = on_all(lambda: read_masks(config.preprocess))
+        id_types = on_all(lambda: _check(config, masks))
+        on_chief(lambda: require_rows(partitions))
+        vocabularies = _vocabularies(config, earlier)
+        return cls(vocabularies, on_all(lambda: _joined(config, id_types, earlier)), masks, id_types)
 
     def write(self, folder: Path) -> None:
         """Write the folder, whole or not at all; one that exists is replaced."""
@@ -151,7 +158,7 @@ def _vocabularies(config: RankerConfig, earlier: Inputs | None) -> dict[str, Voc
     known = {} if earlier is None else dict(earlier.vocabularies)
     wanted = [table for table in config.features.tables if table.vocabulary is not None and table.name not in known]
     data = config.train_data
-    counted = count_vocabularies(config.features, wanted, partition_rows(data), data.on_corrupt) if wanted else {}
+    counted = count_vocabularies(config.features, wanted, own_rows(data), data.on_corrupt) if wanted else {}
     inline = {table.name: inline_vocabulary(table) for table in config.features.tables if table.values is not None}
     vocabularies = {**known, **counted, **inline}
     return {table.name: vocabularies[table.name] for table in config.features.tables if table.name in vocabularies}

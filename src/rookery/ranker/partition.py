@@ -22,6 +22,7 @@ from rookery.ranker.files import find_files, on_corrupt, row_filter
 from rookery.ranker.labels import UnsampledWeights
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.schema import check_schema
+from rookery.ranker.shares import seek_own_part
 from rookery.ranker.wrong_value import WrongValue
 from rookery.train.order import StreamOrder
 
@@ -118,10 +119,9 @@ def evaluation_batches(
     stream = open_partition(config, partition, preprocessor, num_epochs=1)
     transform = make_transform(stream, preprocessor, training=False, device=device)
     total = min(stream.batches_per_epoch, num_batches or stream.batches_per_epoch)
-    first, last = (0, total) if whole else (total * each // world_size() for each in (rank(), rank() + 1))
-    stream.seek(replace(stream.position(), num_batches=first))
+    mine = total if whole else seek_own_part(stream, total)
     reweighted = _as_sampled(config, partition)
-    with Prefetcher(islice(prepare(stream, transform), last - first), _PREFETCH_BATCHES) as batches:
+    with Prefetcher(islice(prepare(stream, transform), mine), _PREFETCH_BATCHES) as batches:
         for prepared in batches:
             yield reweighted(prepared.batch)
 

@@ -70,15 +70,16 @@ def opened_job(config: RankerConfig, fill: Callable[[RankerModel], None]) -> Ite
     """
     config = config.with_whole_paths()
     join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
-    check_backend(config)
-    device = prepare_runtime(config.runtime)
+    # Together: who refuses alone and leaves breaks off the others, who may still be meeting.
+    on_all(lambda: check_backend(config))
+    device = on_all(lambda: prepare_runtime(config.runtime))
     save_dir = config.training.save_dir
     go_on_from_published(config.training)
     if checkpoint_steps(save_dir):
-        _require_same_model(save_dir, config)
+        on_all(lambda: _require_same_model(save_dir, config))
     with open_run(config.training, dump_config(config)) as run:
         if run.resume_from is None:
-            on_chief(lambda: _write_inputs(config, save_dir / INPUTS))
+            _write_inputs(config, save_dir / INPUTS)
         inputs = on_all(lambda: Inputs.open(save_dir / INPUTS))
         preprocessor = build_preprocessor(config, inputs)
         model = build_model(config, preprocessor, inputs, device, config.features.backend)
@@ -106,20 +107,26 @@ def _show_plan(config: RankerConfig, model: RankerModel) -> None:
 
 
 def _write_inputs(config: RankerConfig, folder: Path) -> None:
-    """Vocabularies counted in the training rows, or those of the run to start from: its rows keep their meaning."""
-    earlier = config.training.initial_checkpoint_dir
-    before = None if earlier is None else Inputs.open(_run_of(local_copy(earlier, "latest")) / INPUTS)
-    inputs = Inputs.build(config, before)
+    """Vocabularies counted in the training rows, or those of the run to start from: its rows keep their meaning.
+
+    Each process counts and looks at a part of the rows; the chief writes.
+    """
+    inputs = Inputs.build(config, on_all(lambda: _earlier_inputs(config)))
     preprocessor = build_preprocessor(config, inputs)
     check_training_rows(config, preprocessor)
     check_validation_rows(config, preprocessor)
-    inputs.write(folder)
+    on_chief(lambda: inputs.write(folder))
+
+
+def _earlier_inputs(config: RankerConfig) -> Inputs | None:
+    earlier = config.training.initial_checkpoint_dir
+    return None if earlier is None else Inputs.open(_run_of(local_copy(earlier, "latest")) / INPUTS)
 
 
 def _fit_featurizer(config: RankerConfig, preprocessor: Preprocessor, model: RankerModel) -> None:
-    """The chief measures, all others take it over."""
+    """By the chief's arithmetic on all: other machines may round otherwise."""
     featurizer = model.network.featurizer
-    on_chief(lambda: fit_featurizer(config, preprocessor, featurizer))
+    fit_featurizer(config, preprocessor, featurizer)
     featurizer.load_state_dict(share_object(featurizer.state_dict()))
 
 

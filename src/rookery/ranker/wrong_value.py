@@ -24,7 +24,7 @@ class WrongValue(DataError):
         """The same with file, row and value: the first such of all that the stream reads."""
         column = stream.types.get(self.key)
         found = None if column is None else locate_row(stream.slices, column, self.is_wrong)
-        return self if found is None else DataError(f"{found} is {shown(found)}: {self.problem}")
+        return DataError(str(self) if found is None else f"{found} is {shown(found)}: {self.problem}")
 
 
 def shown(found: FoundRow) -> str:

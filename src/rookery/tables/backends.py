@@ -10,7 +10,7 @@ import torch
 
 from rookery.errors import ConfigError, MissingExtra
 from rookery.parallel.config import ShardingConfig
-from rookery.parallel.world import local_world_size, world_size
+from rookery.parallel.world import local_world_size, on_all, world_size
 from rookery.tables.composite import CompositeTables
 from rookery.tables.local import LocalTables
 from rookery.tables.plan import (
@@ -48,15 +48,8 @@ def make_tables(
     """
     if backend == "local":
         return LocalTables(specs, seed=seed, device=device)
-    require_torchrec()
-    if device is not None and device.type != "cpu":
-        raise ConfigError(
-            f"runtime.device={device.type}: the torchrec back end runs on CPU so far; set it to cpu, or {_USE_LOCAL}"
-        )
     sharding, shape = sharding or ShardingConfig(), WorldShape(world_size(), local_world_size())
-    problems = table_refusals(backend, specs, sharding=sharding, shape=shape)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    on_all(lambda: _require_torchrec_for(specs, device, sharding, shape))
     replicated, sharded = _by_holder(backend, specs, sharding)
     if not sharded:
         return LocalTables(specs, seed=seed)
@@ -64,6 +57,19 @@ def make_tables(
 
     tables = TorchrecTables(sharded, seed=seed, sharding=sharding, shape=shape)
     return CompositeTables(specs, [LocalTables(replicated, seed=seed), tables]) if replicated else tables
+
+
+def _require_torchrec_for(
+    specs: Sequence[TableSpec], device: torch.device | None, sharding: ShardingConfig, shape: WorldShape
+) -> None:
+    require_torchrec()
+    if device is not None and device.type != "cpu":
+        raise ConfigError(
+            f"runtime.device={device.type}: the torchrec back end runs on CPU so far; set it to cpu, or {_USE_LOCAL}"
+        )
+    problems = table_refusals("torchrec", specs, sharding=sharding, shape=shape)
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def describe_plan(

@@ -50,23 +50,35 @@ def edge_sum(graph: Graph) -> str:
 def require_same_entities(run: Path, graph: Graph) -> None:
     """Raise ``DataError`` when the graph's rows no longer stand for the ids that the run was trained with."""
     then, now = _noted(run).get("entity_types", {}), entity_sums(graph)
-    for name, crc in then.items():
-        if now.get(name) != crc:
-            raise DataError(
-                f"{graph.path}: the vocabulary of '{name}' is not the one that {run} was trained with, so its vectors "
-                "belong to other ids; name that graph, or train again (training.initial_checkpoint_dir keeps what is "
-                "known, joined by id)"
-            )
+
+    def compare() -> None:
+        for name, crc in then.items():
+            if now.get(name) != crc:
+                raise DataError(
+                    f"{graph.path}: the vocabulary of '{name}' is not the one that {run} was trained with, so its "
+                    "vectors belong to other ids; name that graph, or train again (training.initial_checkpoint_dir "
+                    "keeps what is known, joined by id)"
+                )
+
+    on_all(compare)
 
 
 def require_same_edges(run: Path, graph: Graph) -> None:
     """Raise ``DataError`` when the training edges are no longer those that the run began with."""
     require_same_entities(run, graph)
-    if "train" in _noted(run) and _noted(run)["train"] != edge_sum(graph):
-        raise DataError(
-            f"{graph.path}: its training edges are not those that {run} began with, so its place in them is lost; "
-            "restore them, or start another run from this one's weights with training.initial_checkpoint_dir"
-        )
+    then = _noted(run).get("train")
+    if then is None:
+        return
+    now = edge_sum(graph)
+
+    def compare() -> None:
+        if now != then:
+            raise DataError(
+                f"{graph.path}: its training edges are not those that {run} began with, so its place in them is lost; "
+                "restore them, or start another run from this one's weights with training.initial_checkpoint_dir"
+            )
+
+    on_all(compare)
 
 
 def require_same_model(run: Path, config: TwhinConfig) -> None:

@@ -48,15 +48,15 @@ def opened_job(
     Raises ``ConfigError`` or ``DataError`` before anything is written.
     """
     join_world(choose_device(config.runtime.device), config.parallel.timeout_s)
-    check_backend(config)
     if config.graph is not None:  # the run directory is read from other working directories too
         config = config.model_copy(update={"graph": config.graph.resolve()})
-    graph = on_all(lambda: _graph_of(config))
-    device = prepare_runtime(config.runtime)
+    # Together: who refuses alone and leaves breaks off the others, who may still be meeting.
+    graph = on_all(lambda: _checked_graph(config))
+    device = on_all(lambda: prepare_runtime(config.runtime))
     save_dir = config.training.save_dir
     go_on_from_published(config.training)
     if checkpoint_steps(save_dir):
-        require_same_model(save_dir, config)
+        on_all(lambda: require_same_model(save_dir, config))
         if graph is not None:
             require_same_edges(save_dir, graph)
     with open_run(config.training, dump_config(config)) as run:
@@ -73,11 +73,12 @@ def opened_job(
             yield run, job
 
 
-def _graph_of(config: TwhinConfig) -> Graph | None:
-    if config.graph is None:
-        return None
-    graph = Graph.open(config.graph)
-    check_graph(config, graph)
+def _checked_graph(config: TwhinConfig) -> Graph | None:
+    """The graph of a configuration, of which back end and graph can do all."""
+    check_backend(config)
+    graph = None if config.graph is None else Graph.open(config.graph)
+    if graph is not None:
+        check_graph(config, graph)
     return graph
 
 

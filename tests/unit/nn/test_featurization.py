@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.nn.config import FeaturizationConfig, LayerNormConfig
-from rookery.nn.featurization import Featurizer, LogMoments, read_analysis
+from rookery.nn.featurization import BatchMoments, Featurizer, LogMoments, read_analysis
 from rookery.nn.normalization import LayerNorm
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -256,7 +256,7 @@ class TestStatistics:
         x[3, 2] = math.inf
         moments = LogMoments(NUM_CONTINUOUS)
         for batch in (x[:20], x[20:20], x[20:21], x[21:]):
-            moments.add(batch)
+            moments.add(BatchMoments.of(batch))
         expected = logs(x.double().numpy())
         np.testing.assert_allclose(moments.mean, expected.mean(0), rtol=1e-12)
         np.testing.assert_allclose(moments.std, expected.std(0), rtol=1e-12)
@@ -265,13 +265,13 @@ class TestStatistics:
         x = 1e30 * (1 + 1e-6 * torch.arange(1000, dtype=torch.float64)).view(-1, 1)
         moments = LogMoments(1)
         for batch in x.split(100):
-            moments.add(batch)
+            moments.add(BatchMoments.of(batch))
         np.testing.assert_allclose(moments.std, np.log1p(x.numpy()).std(0), rtol=1e-6)
 
     def test_a_column_that_never_varied_is_zero_at_its_value(self) -> None:
         moments = LogMoments(NUM_CONTINUOUS)
         x = torch.arange(1.0, 6.0).expand(4, -1)
-        moments.add(x)
+        moments.add(BatchMoments.of(x))
         featurizer = build("z_score_log_config")
         featurizer.continuous.fit(moments.mean, moments.std)
         out = featurizer(x, bits(4))[:, :NUM_CONTINUOUS]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import RankFailed, run_ranks
 
-from rookery.errors import PeerFailed, UserError
+from rookery.errors import DataError, PeerFailed, RookeryError, UserError
 from rookery.parallel import world
 
 
@@ -88,13 +88,29 @@ def refuse():
     raise UserError("the chief refuses")
 
 
+def fail(error):
+    """On all ranks but the first."""
+    if world.rank():
+        raise error
+    return "fine"
+
+
+def ends(work):
+    """What comes of ``work``, done together: the result, or the kind of error, what it says and whether here."""
+    try:
+        return world.on_all(work)
+    except (RookeryError, ValueError) as error:
+        return type(error), str(error), getattr(error, "is_told_elsewhere", False)
+
+
 def spread_and_fail():
     squares = world.spread(range(7), lambda number: (number * number, world.rank()))
     try:
         world.on_chief(refuse)
-    except (UserError, PeerFailed) as error:
-        return squares, str(error)
-    raise AssertionError
+    except UserError as error:
+        refused = str(error), error.is_told_elsewhere
+    damaged, mistaken = (ends(lambda error=error: fail(error)) for error in (DataError("row 3"), ValueError("ours")))
+    return squares, refused, damaged, mistaken, ends(world.rank)
 
 
 def fail_on_some(failing):
@@ -105,17 +121,13 @@ def fail_on_some(failing):
 
     try:
         return world.on_all(work)
-    except (UserError, PeerFailed) as error:
+    except UserError as error:
         return str(error)
 
 
 @pytest.mark.parametrize("failing", [[], [1], [1, 2], [0]])
 def test_what_fails_on_one_process_ends_all(failing):
-    peer = f"ends because rank {min(failing, default=0)} cannot go on, as it says itself"
-    expected = [
-        f"rank {rank} refuses" if rank in failing else f"rank {rank}: {peer}" if failing else rank * 2
-        for rank in range(3)
-    ]
+    expected = [f"rank {min(failing)} refuses" if failing else rank * 2 for rank in range(3)]
     assert run_ranks(3, fail_on_some, failing) == expected
     assert fail_on_some([]) == 0
     assert fail_on_some([0]) == "rank 0 refuses"
@@ -124,8 +136,14 @@ def test_what_fails_on_one_process_ends_all(failing):
 @pytest.mark.parametrize("size", [1, 3])
 def test_work_is_spread_and_a_refusal_ends_all(size):
     results = run_ranks(size, spread_and_fail)
-    for rank, (squares, error) in enumerate(results):
+    for rank, (squares, refused, damaged, mistaken, fine) in enumerate(results):
         assert squares == [(number * number, number % size) for number in range(7)]
-        assert error == (
-            "the chief refuses" if rank == 0 else f"rank {rank}: ends because rank 0 cannot go on, as it says itself"
-        )
+        assert refused == ("the chief refuses", rank > 0)
+        if size == 1:
+            assert (damaged, mistaken) == ("fine", "fine")
+        else:
+            assert damaged == (DataError, "row 3", rank != 1)
+            here = (ValueError, "ours", False)
+            told = (PeerFailed, "ends because rank 1 cannot go on, as it says itself", True)
+            assert mistaken == (told if rank == 0 else here)
+        assert fine == rank
