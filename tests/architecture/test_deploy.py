@@ -20,6 +20,8 @@ from typer.exceptions import TyperException
 from rookery.cli.main import app
 from rookery.config.loader import parse_config
 from rookery.parallel.config import ParallelConfig
+from rookery.ranker.config import RankerConfig
+from rookery.twhin.config import TwhinConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -96,6 +98,13 @@ def parse(words: list[str]) -> None:
         command.make_context(command.name, rest)
 
 
+def settings(command: list[str]) -> dict[str, str]:
+    """What a command sets with ``--set``, by field."""
+    words = " ".join(command).replace("--set=", "--set ").split()
+    pairs = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def rookery_part(command: list[str]) -> list[str]:
     """What the command passes to rookery; torchrun's own part goes through its own parser."""
     if command[0] == "rookery":
@@ -118,6 +127,16 @@ def test_every_command_is_one_that_there_is(file, command):
 def test_a_wrong_command_would_be_found(words):
     with pytest.raises((TyperException, AssertionError)):
         parse(words.split())
+
+
+@pytest.mark.parametrize("schema", [TwhinConfig, RankerConfig])
+def test_every_field_that_is_set_is_one_that_there_is(schema):
+    paths = {path for _, command in COMMANDS for path in settings(command)}
+    assert paths == {"parallel.num_lanes"}
+    for path in paths:
+        model: Any = schema
+        for name in path.split("."):
+            model = model.model_fields[name].annotation
 
 
 def test_every_file_starts_something():
@@ -205,21 +224,23 @@ def test_jobs_fail_at_once_where_a_container_can_end_with_2():
                 assert command[0] == "rookery"
 
 
+def test_elastic_trainings_have_a_lane_for_every_process():
+    """By default a run has as many as the processes that begin it: 2 of up to 4 machines."""
+    (job,) = documents(DEPLOY / "kubernetes" / "pytorchjob.yaml")
+    most = job["spec"]["elasticPolicy"]["maxReplicas"] * int(job["spec"]["nprocPerNode"])
+    (template,) = templates(job)
+    assert int(settings(template["spec"]["containers"][0]["command"])["parallel.num_lanes"]) >= most
+
+
 def test_ranks_have_time_for_a_checkpoint():
     for _, pod, container in containers():
         if container["command"][0] == "torchrun":
             launch = get_args_parser().parse_args(container["command"][1:])
             assert pod["terminationGracePeriodSeconds"] > launch.shutdown_timeout > 30
     (script,) = (DEPLOY / "slurm").glob("train.sbatch")
-    (command,) = lines_of(script)
+    (command,) = (command for command in lines_of(script) if command[0] == "torchrun")
     (before_s,) = re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", script.read_text(), re.MULTILINE)
     assert int(before_s) > get_args_parser().parse_args(command[1:]).shutdown_timeout
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_scripts_are_bash(script):
-    result = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_hadolint_finds_nothing():
@@ -237,3 +258,48 @@ def test_the_image_installs_as_the_project_does():
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
     kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     assert {name for names in copied for name in names.split()} == kept
+
+
+def stages() -> dict[str, str]:
+    """The stages of the Dockerfile by name, the last one under ``""``."""
+    text = (ROOT / "Dockerfile").read_text()
+    parts = re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1:]
+    named = [re.match(r"FROM \S+(?: AS (\S+))?", part) for part in parts]
+    return {(match[1] or "") if match else "": part for match, part in zip(named, parts, strict=True)}
+
+
+def extras_in(stage: str) -> set[str]:
+    """The extras that pip installs on the way to a stage, in those that it is made from or copies from."""
+    text = stages()[stage]
+    from_here = set(re.findall(r"\.\[([\w-]+)\]", text))
+    if "scripts/install base" in text:
+        (line,) = re.findall(r"^base\) (.+)$", (ROOT / "scripts" / "install").read_text(), re.MULTILINE)
+        from_here |= set(re.findall(r"\.\[([\w-]+)\]", line))
+    before = set(re.findall(r"^(?:FROM |COPY --from=)(\S+)", text, re.MULTILINE)) & stages().keys()
+    return from_here.union(*map(extras_in, before))
+
+
+def test_the_images_have_the_extras_of_their_roles():
+    """An extra that a command asks for at run time is in one of the images, or the page says that it is in none."""
+    asked = {
+        extra
+        for file in (ROOT / "src" / "rookery").rglob("*.py")
+        for extra in re.findall(r"pip install 'rookery\[([\w-]+)\]'", file.read_text(encoding="utf-8"))
+    }
+    page = (DEPLOY / "README.md").read_text()
+    (absent,) = re.findall(r"Neither image has the extras (.+?)\.", " ".join(page.split()))
+    assert extras_in("") == {"serve", "object-store", "cluster"}
+    assert extras_in("spark") == extras_in("") | {"spark"}
+    assert asked | {"cluster"} == extras_in("spark") | set(re.findall(r"`([\w-]+)`", absent))
+
+
+def test_java_is_where_the_ingest_looks_for_it():
+    text = stages()["spark"]
+    (home,) = re.findall(r"^ENV JAVA_HOME=(\S+)$", text, re.MULTILINE)
+    (version,) = re.findall(rf"^COPY --from=eclipse-temurin:(\d+)-jre \S+ {re.escape(home)}$", text, re.MULTILINE)
+    assert int(version) >= 17
+
+
+def test_spark_is_asked_of_no_other_image():
+    assert not any("spark" in command for _, command in COMMANDS)
+    assert "--target spark" in (DEPLOY / "README.md").read_text()

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import free_port
 from survived_runs import last_step, require_survived
-from torchrun_agents import Agents
+from torchrun_agents import Agents, Machines
 from training_jobs import GRACE_S, Job
 
 from rookery.checkpoint.checkpointer import load_checkpoint
@@ -30,14 +29,10 @@ def test_a_machine_that_is_gone_leaves_a_smaller_world(
     newest checkpoint, with the same global batch.
     """
     job = jobs(model)
-    endpoint = f"127.0.0.1:{free_port()}"
-    conf = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
-    launch = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=failing"]
-    launch += [f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1"]
+    machines = Machines(agents, "1:2")
     arguments = job.arguments(run, 2, parallel__timeout_s=20)
-    # Where the agents meet is with the one that stays.
-    staying = agents.start([*launch, f"--rdzv-conf={conf},is_host=1"], arguments, tmp_path / "agent-0")
-    leaving = agents.start([*launch, f"--rdzv-conf={conf},is_host=0"], arguments, tmp_path / "agent-1")
+    staying = machines.start(arguments, tmp_path / "agent-0", is_host=True)
+    leaving = machines.start(arguments, tmp_path / "agent-1", is_host=False)
     # One that is late finds the other under way alone: torchrun then starts both anew.
     agents.wait_until(lambda: checkpoint_steps(run) and load_checkpoint(run).state["world_size"] == 2)
     leaving.kill_machine()
@@ -47,6 +42,47 @@ def test_a_machine_that_is_gone_leaves_a_smaller_world(
     assert "resumed with 1 processes, 2 before" in said
     assert load_checkpoint(run).state["world_size"] == 1
     require_survived(run, job.whole, to_the_bit=False)
+
+
+@pytest.mark.slow
+def test_a_machine_that_comes_late_makes_a_larger_world(twhin: Job, run: Path, tmp_path: Path, agents: Agents) -> None:
+    """One agent trains alone; when it has a checkpoint another one comes, and both go on from the newest.
+
+    The steps of the first wait for the second one's agent, which takes longer to start than they do.
+    """
+    machines = Machines(agents, "1:2", last_call_s=1)
+    arguments = twhin.arguments(run)
+    first = machines.start(arguments, tmp_path / "agent-0", is_host=True)
+    agents.wait_until(lambda: checkpoint_steps(run))
+    training = first.children()[-1]
+    os.kill(training, signal.SIGSTOP)
+    late = machines.start(arguments, tmp_path / "agent-1", is_host=False)
+    agents.wait_until(lambda: first.is_told_to_end(training))
+    os.kill(training, signal.SIGCONT)
+    said = first.finish()
+    late.finish()
+    assert "resumed with 2 processes, 1 before" in said
+    assert load_checkpoint(run).state["world_size"] == 2
+    require_survived(run, twhin.whole, to_the_bit=False)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_machine_that_dies_and_comes_again(twhin: Job, run: Path, tmp_path: Path, agents: Agents) -> None:
+    """As a Job starts a pod again: the agent that stays waits for it, since two machines are asked for."""
+    machines = Machines(agents, "2")
+    arguments = twhin.arguments(run, 2, parallel__timeout_s=20)
+    staying = machines.start(arguments, tmp_path / "agent-0", is_host=True)
+    dying = machines.start(arguments, tmp_path / "agent-1", is_host=False)
+    agents.wait_until(lambda: checkpoint_steps(run))
+    dying.kill_machine()
+    died_at = last_step(run)
+    again = machines.start(arguments, tmp_path / "agent-1-again", is_host=False)
+    staying.finish()
+    again.finish()
+    assert died_at < twhin.num_steps
+    assert load_checkpoint(run).state["world_size"] == 2
+    require_survived(run, twhin.whole, to_the_bit=False)
 
 
 @pytest.mark.slow

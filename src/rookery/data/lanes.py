@@ -85,8 +85,9 @@ def require_rows_for_each(batch_size: int, num_lanes: int, world_size: int) -> N
     """Raise ``DataError`` where a lane would have no row of a batch, or a rank no lane."""
     if world_size > num_lanes:
         raise DataError(
-            f"num_lanes={num_lanes}: fewer than the {world_size} ranks that share them; use fewer processes, or start "
-            f"a new run with at least {world_size} lanes"
+            f"num_lanes={num_lanes}: fewer than the {world_size} ranks that share them; use at most {num_lanes} "
+            "processes, or start a new run with as many lanes as there will ever be processes, here at least "
+            f"--set parallel.num_lanes={world_size}: lanes stay as a run begins, by default one for each process"
         )
     if batch_size < num_lanes:
         raise DataError(

@@ -250,7 +250,7 @@ class TestWhatCannotBe:
 
     def test_fewer_lanes_than_ranks(self, tmp_path: Path) -> None:
         with pytest.raises(
-            DataError, match=r"num_lanes=2: fewer than the 3 ranks .* fewer processes, or .* at least 3 lanes"
+            DataError, match=r"num_lanes=2: fewer than the 3 ranks .* at most 2 .* at least --set parallel.num_lanes=3"
         ):
             open_ranks(write_files(tmp_path, [[5, 5, 5]]), 3, num_lanes=2)
 
