@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from served_readers import Reader, reading, settings, starting
 from survived_runs import last_step, require_survived
 from training_jobs import Job, finish
 
+from rookery.checkpoint.layout import checkpoint_steps
 from rookery.ranker.inputs import INPUTS, MANIFEST
 
 
@@ -67,9 +70,34 @@ def test_with_no_reader_left_training_stops_and_goes_on_later(twhin: Job, tmp_pa
         (said,) = finish(commands, [1])
     assert "no reader answers; training waits up to 2 s" in said
     assert f"error: no reader has given what this trainer needs for 2 s:\n  {readers[0].address}: " in said
+    assert checkpoint_steps(run)[-1] == last_step(run) >= 30
     with reading(twhin) as readers:
         twhin.run(run, **settings(readers))
     require_survived(run, twhin.whole, to_the_bit=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_sigterm_ends_a_wait_for_readers_with_a_checkpoint(twhin: Job, tmp_path: Path, size: int) -> None:
+    """Of several processes it is enough that one is told."""
+    run = tmp_path / "run"
+    with reading(twhin) as readers:
+        commands = twhin.start(run, size, **settings(readers))
+        wait_for_step(commands, run, 20)
+        readers[0].command.send(signal.SIGKILL)
+        wait_for(lambda: all("training waits up to 45 s" in each.err.read_text() for each in commands), commands)
+        time.sleep(1)  # what came ahead is used up
+        assert all(command.is_running for command in commands)
+        commands[-1].send(signal.SIGTERM)
+        began = time.monotonic()
+        finish(commands)
+        assert time.monotonic() - began < 10
+    report = json.loads(commands[0].out.read_text())
+    assert (report["reason"], report["signal"]) == ("interrupted", "SIGTERM")
+    assert checkpoint_steps(run)[-1] == last_step(run) == report["step"]
+    with reading(twhin) as readers:
+        twhin.run(run, size, **settings(readers))
+    require_survived(run, twhin.whole, to_the_bit=size == 1)
 
 
 def test_a_reader_of_something_else_is_named(twhin: Job, tmp_path: Path) -> None:

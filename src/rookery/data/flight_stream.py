@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 from rookery.config.token import find_secret
 from rookery.data.flight_digests import BatchDigests
 from rookery.data.flight_discovery import find_readers
 from rookery.data.flight_identity import Served, describe, identity_of
-from rookery.data.flight_pool import ReaderPool
+from rookery.data.flight_pool import Closed, ReaderPool
 from rookery.data.flight_reader import Access, Expected
 from rookery.data.flight_wire import MAX_BATCHES, TICKET_BYTES, TensorTypes, Ticket
 from rookery.data.lanes import lanes_of_rank
@@ -62,6 +64,7 @@ class FlightStream(LaneStream):
         self._received: deque[LaneRows] = deque()
         self._next_ticket = (0, 0)
         self._failure: BaseException | None = None
+        self._closing: Future[None] = Future()
 
     def seek(self, position: StreamPosition) -> None:
         """Go on behind ``position``, with an empty ledger. ``DataError`` when it is of a stream of another order."""
@@ -74,12 +77,17 @@ class FlightStream(LaneStream):
         self._next_ticket = (position.epoch, position.num_batches)
 
     def close(self) -> None:
-        """Let go of the readers and of the threads that ask them."""
+        """Let go of the readers and of the threads that ask them; whoever waits in ``next`` gets ``Closed``."""
+        if self._closing.done():
+            return
+        self._closing.set_result(None)
         self._pool.close()
         for _ in self._threads:
             self._requests.put(None)
+        ends = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)  # a call to a reader that hangs cannot be ended; it ends with its deadline
+            # A call to a reader that hangs cannot be ended; it ends with its deadline.
+            thread.join(max(0.0, ends - time.monotonic()))
 
     def _read(self, epoch: int, batch: int) -> LaneRows:
         if self._failure is not None:
@@ -87,12 +95,21 @@ class FlightStream(LaneStream):
         self._ask_ahead()
         if not self._received:
             try:
-                self._received.extend(self._asked.popleft().answer.result())
+                self._received.extend(self._answer())
             except BaseException as failure:
                 self._failure = failure
                 raise
             self._ask_ahead()
         return self._received.popleft()
+
+    def _answer(self) -> list[LaneRows]:
+        """What the request that was made first got. Raises ``Closed`` where ``close`` comes before."""
+        answer = self._asked.popleft().answer
+        either: tuple[Future[Any], ...] = (answer, self._closing)
+        wait(either, return_when=FIRST_COMPLETED)
+        if not answer.done():
+            raise Closed
+        return answer.result()
 
     def _ask_ahead(self) -> None:
         if not self._threads:
@@ -125,7 +142,7 @@ class FlightStream(LaneStream):
         for number in range(2 * self._pool.num_own):
             # Daemons: a reader that hangs must not keep a process that wants to end.
             thread = threading.Thread(
-                target=_answer, args=(self._requests, self._pool), name=f"flight-{number}", daemon=True
+                target=_fetch_all, args=(self._requests, self._pool), name=f"flight-{number}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
@@ -138,7 +155,7 @@ class _Request:
     answer: Future[list[LaneRows]]
 
 
-def _answer(requests: SimpleQueue[_Request | None], pool: ReaderPool) -> None:
+def _fetch_all(requests: SimpleQueue[_Request | None], pool: ReaderPool) -> None:
     """Fetch what is asked for, until None is."""
     while (request := requests.get()) is not None:
         if not request.answer.set_running_or_notify_cancel():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from rookery.data.ledger import Ledger
 from rookery.data.stream import BatchStream, Columns, StreamPosition
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Transform = Callable[[Columns, StreamPosition], T]
 """Columns of a batch, and the stream's position behind it, to what the model takes.
 
@@ -40,6 +41,35 @@ def prepare(stream: BatchStream, transform: Transform[T]) -> Iterator[Prepared[T
         yield Prepared(transform(columns, position), position, num_rows, ledger)
 
 
+class Batches(Protocol[T_co]):
+    """An iterator that may be waited for in turns."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def __next__(self) -> T_co: ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether ``next`` has its answer, after ``timeout_s`` at most."""
+        ...
+
+
+class Unprefetched(Generic[T]):
+    """Iterate over ``source`` in the thread that asks; nothing is made ahead."""
+
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Unprefetched[T]:
+        return self
+
+    def __next__(self) -> T:
+        return next(self._source)
+
+    def wait(self, timeout_s: float) -> bool:
+        """True: ``next`` makes the item itself."""
+        return True
+
+
 class Prefetcher(Generic[T]):
     """Iterate over ``source`` in a background thread, at most ``depth`` items ahead of the consumer.
 
@@ -55,6 +85,7 @@ class Prefetcher(Generic[T]):
         for _ in range(depth):
             self._slots.put(None)
         self._ready: SimpleQueue[_Item[T] | _End] = SimpleQueue()
+        self._first: _Item[T] | _End | None = None  # of those that are ready
         self._closed = False
         self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
         self._thread.start()
@@ -65,12 +96,21 @@ class Prefetcher(Generic[T]):
     def __next__(self) -> T:
         if self._closed:
             raise StopIteration
-        ready = self._ready.get()
+        ready, self._first = self._first or self._ready.get(), None
         if isinstance(ready, _End):
             self._closed = True
             raise ready.cause
         self._slots.put(None)
         return ready.value
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether ``next`` has its answer, after ``timeout_s`` at most."""
+        if self._first is None and not self._closed:
+            try:
+                self._first = self._ready.get(timeout=timeout_s)
+            except Empty:
+                return False
+        return True
 
     def close(self) -> None:
         """End the thread; items made ahead are dropped."""

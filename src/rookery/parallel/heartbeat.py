@@ -48,7 +48,8 @@ class Heartbeat:
 
     def enter(self, step: int, part: str) -> None:
         """From now on this process is in ``part`` of ``step``."""
-        self._step, self._part, self._since = step, part, time.monotonic()
+        if (step, part) != (self._step, self._part):
+            self._step, self._part, self._since = step, part, time.monotonic()
 
     def __enter__(self) -> Self:
         if not self._is_alone:

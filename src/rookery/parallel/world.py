@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -55,11 +56,16 @@ def own_group() -> dist.ProcessGroup:
 
     Every process calls it, a world of one has none. torch by itself would wait for half an hour.
     """
+    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=patience_s()))
+    return group
+
+
+def patience_s() -> float:
+    """How long a process waits for the others, of a world of several: what ``join_world`` was told."""
     world = dist.group.WORLD
     assert world is not None
-    timeout = world._get_backend(torch.device("cpu")).options._timeout  # noqa: SLF001
-    group: dist.ProcessGroup = dist.new_group(timeout=timeout)
-    return group
+    timeout: timedelta = world._get_backend(torch.device("cpu")).options._timeout  # noqa: SLF001
+    return timeout.total_seconds()
 
 
 def leave_world() -> None:
@@ -141,13 +147,37 @@ def share_object(mine: T, sender: int = CHIEF) -> T:
     return shared[0]  # type: ignore[no-any-return]
 
 
-def spread(items: Sequence[S], function: Callable[[S], T]) -> list[T]:
+def gather_whole(mine: T, *, is_whole: bool) -> list[T]:
+    """``gather_objects`` of each process's share of some work; ``Abandoned`` on all of them where one is not whole."""
+    shares = gather_objects((mine, is_whole))
+    if not all(is_whole for _, is_whole in shares):
+        raise Abandoned
+    return [share for share, _ in shares]
+
+
+class Abandoned(Exception):
+    """Work that the processes share was given up, by all of them."""
+
+
+IsUnwanted = Callable[[], bool]
+"""Whether work may be given up; looked at again and again while it is done."""
+
+
+def never() -> bool:
+    """The work is wanted to its end."""
+    return False
+
+
+def spread(items: Sequence[S], function: Callable[[S], T], is_unwanted: IsUnwanted = never) -> list[T]:
     """``function`` of every item, in order, on all processes; each computes its part of them.
 
-    ``items`` and the order are the same everywhere. Results are pickled: for processes of one run alone.
+    ``items`` and the order are the same everywhere. Results are pickled: for processes of one run alone. Raises
+    ``Abandoned``, on all of them, where a process had items left when its own ``is_unwanted`` came true.
     """
     size = world_size()
-    parts = gather_objects([function(item) for item in items[rank() :: size]])
+    mine = items[rank() :: size]
+    results = [function(item) for item in takewhile(lambda _: not is_unwanted(), mine)]
+    parts = gather_whole(results, is_whole=len(results) == len(mine))
     return [parts[place % size][place // size] for place in range(len(items))]
 
 

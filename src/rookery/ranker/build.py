@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from rookery.errors import ConfigError
 from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
-from rookery.parallel.world import differentiable_sum, on_all, world_size
+from rookery.parallel.world import IsUnwanted, differentiable_sum, on_all, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.evaluation import make_validation
@@ -26,7 +26,7 @@ from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.reading import open_remote
 from rookery.tables.backends import BackendName, require_torchrec
-from rookery.train.job import Job, LearningRate, Stateful
+from rookery.train.job import Job, LearningRate, Stateful, Validate
 from rookery.train.order import StreamOrder, stream_order
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 
@@ -135,14 +135,14 @@ def _normalise_over_processes(model: RankerModel) -> None:
 
 def _validation(
     config: RankerConfig, model: RankerModel, preprocessor: Preprocessor, average: WeightAverage | None
-) -> Callable[[], Mapping[str, float]]:
+) -> Validate:
     validate = make_validation(config, model, preprocessor)
     if average is None:
         return validate
 
-    def validate_average() -> Mapping[str, float]:
+    def validate_average(is_unwanted: IsUnwanted) -> Mapping[str, float]:
         with average.applied():
-            return validate()
+            return validate(is_unwanted)
 
     return validate_average
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,12 +16,13 @@ from rookery.config.suggest import did_you_mean
 from rookery.errors import TrainingError, UserError
 from rookery.metrics.engagement import METRICS, EngagementMeter, EngagementMetrics, MeasureOptions, TaskMetrics
 from rookery.metrics.engagement_rows import EngagementRows
-from rookery.parallel.world import gather_objects
+from rookery.parallel.world import IsUnwanted, gather_whole, never
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
 from rookery.ranker.partition import evaluation_batches
 from rookery.ranker.preprocess import Preprocessor
+from rookery.train.job import Validate
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,10 @@ def evaluate(
         hint = did_you_mean(split, known) if known else "validation_data names none"
         raise UserError(f"--split {split}: no such partition of validation_data; {hint}")
     batches = evaluation_batches(config, config.validation_data[split], preprocessor, model.device)
-    return _measure(config, split, model, batches, num_bootstrap)
+    return _measure(config, split, model, batches, num_bootstrap=num_bootstrap)
 
 
-def make_validation(
-    config: RankerConfig, model: RankerModel, preprocessor: Preprocessor
-) -> Callable[[], Mapping[str, float]]:
+def make_validation(config: RankerConfig, model: RankerModel, preprocessor: Preprocessor) -> Validate:
     """What the loop calls to validate: the partitions with ``during_training``, without intervals.
 
     Names are those of ``Evaluation.metrics`` behind ``<partition>/``. ``training.num_eval_steps`` bounds the batches of
@@ -86,12 +85,12 @@ def make_validation(
     chosen = {name: each for name, each in config.validation_data.items() if each.during_training}
     num_batches = config.training.num_eval_steps if config.training.num_eval_steps >= 0 else None
 
-    def validate() -> dict[str, float]:
+    def validate(is_unwanted: IsUnwanted) -> dict[str, float]:
         metrics: dict[str, float] = {}
         model.network.embeddings.gather_tables()
         for name, partition in chosen.items():
             batches = evaluation_batches(config, partition, preprocessor, model.device, num_batches)
-            found = _measure(config, name, model, batches, num_bootstrap=0)
+            found = _measure(config, name, model, batches, num_bootstrap=0, is_unwanted=is_unwanted)
             metrics |= {f"{name}/{metric}": value for metric, value in found.metrics().items()}
         return metrics
 
@@ -99,21 +98,31 @@ def make_validation(
 
 
 def _measure(
-    config: RankerConfig, split: str, model: RankerModel, batches: Iterable[RankerBatch], num_bootstrap: int
+    config: RankerConfig,
+    split: str,
+    model: RankerModel,
+    batches: Iterable[RankerBatch],
+    *,
+    num_bootstrap: int,
+    is_unwanted: IsUnwanted = never,
 ) -> Evaluation:
     tasks = config.validation_data[split].tasks or config.evaluation.tasks or model.tasks
     meter = EngagementMeter(tasks, tuple(each.name for each in config.evaluation.stratifiers))
     places = torch.tensor([model.tasks.index(task) for task in tasks])
+    is_whole = True
     for batch in batches:
+        if is_unwanted():
+            is_whole = False
+            break
         meter.update(_measured_rows(config, model, batch, places))
-    meter = _of_all_processes(meter)
+    meter = _of_all_processes(meter, is_whole=is_whole)
     options = MeasureOptions(config.evaluation.num_bins, num_bootstrap, config.runtime.seed)
     whole, strata = meter.compute(options)
     return Evaluation(split, whole, strata)
 
 
-def _of_all_processes(mine: EngagementMeter) -> EngagementMeter:
-    meter, *others = gather_objects(mine)
+def _of_all_processes(mine: EngagementMeter, *, is_whole: bool) -> EngagementMeter:
+    meter, *others = gather_whole(mine, is_whole=is_whole)
     for other in others:
         meter.merge(other)
     return meter

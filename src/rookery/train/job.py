@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from rookery.data.prefetch import Transform
 from rookery.data.stream import BatchStream
+from rookery.parallel.world import IsUnwanted
 
 B = TypeVar("B")
 Outputs = Mapping[str, "Tensor | float"]
 """What a model reports beside its loss. Scalars are logged, as means over the steps since the last log."""
+
+
+Validate = Callable[[IsUnwanted], Mapping[str, float]]
+"""Metrics by name; ``Abandoned`` where they become unwanted meanwhile."""
 
 
 class Model(Protocol):
@@ -69,8 +74,8 @@ class Job(Generic[B]):
     ``transform`` makes the model's batch, on its device, from a batch of columns and the stream's position behind it;
     it runs ahead in another thread. ``state`` names the groups of tensors of the checkpoint; ``model`` and
     ``optimizer`` are the usual two. ``optimizers`` step the dense parameters after the backward pass. ``validate``
-    measures the model as it is and returns metrics by name. ``unit`` is what a row of the stream is called in the log.
-    ``close`` lets go of what the stream holds besides memory.
+    measures the model as it is and returns metrics by name, or gives that up. ``unit`` is what a row of the stream is
+    called in the log. ``close`` lets go of what the stream holds besides memory.
     """
 
     model: Model
@@ -79,7 +84,7 @@ class Job(Generic[B]):
     state: Mapping[str, Stateful]
     learning_rates: Sequence[LearningRate] = ()
     optimizers: Sequence[torch.optim.Optimizer] = ()
-    validate: Callable[[], Mapping[str, float]] | None = None
+    validate: Validate | None = None
     unit: str = "examples"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     close: Callable[[], None] = lambda: None

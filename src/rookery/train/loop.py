@@ -8,20 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Generic, Literal
 
 import torch
 from torch import Tensor
 
 from rookery.checkpoint.files import State
-from rookery.data.prefetch import Prefetcher, Prepared, prepare
+from rookery.data.prefetch import Batches, Prefetcher, Prepared, Unprefetched, prepare
 from rookery.data.stream import StreamPosition
-from rookery.errors import PeerFailed, RookeryError, TrainingError, UserError
+from rookery.errors import PeerFailed, TrainingError, UserError
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
-from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
-from rookery.train.agreement import Supply, agree, agree_on_supply
+from rookery.parallel.world import (
+    Abandoned,
+    gather_objects,
+    is_broken_message,
+    is_chief,
+    rank,
+    share_object,
+    world_size,
+)
+from rookery.train.agreement import Supply, agree
 from rookery.train.best import BestTracker
 from rookery.train.books import Books
 from rookery.train.config import RuntimeConfig, TrainingConfig
@@ -33,6 +40,9 @@ from rookery.train.progress import Progress
 from rookery.train.replay import keep_batches
 from rookery.train.run import Run
 from rookery.train.state import RandomState, check_fit
+from rookery.train.supply import Collection, Supplied
+
+Reason = Literal["finished", "early_stopping", "interrupted"]
 
 # Batches made ready ahead of the model: enough to bridge the decoding of a row group, little memory.
 PREFETCH_BATCHES = 4
@@ -47,7 +57,7 @@ class TrainingResult:
 
     step: int
     num_steps: int
-    reason: Literal["finished", "early_stopping", "interrupted"]
+    reason: Reason
     loss: float | None
     best_step: int | None
     best_value: float | None
@@ -92,7 +102,9 @@ class _Loop(Generic[B]):
         self._best = BestTracker(config.keep_best, config.early_stopping) if config.keep_best else None
         self._stopwatch = Stopwatch(job.device if debug else None)
         self._step_number = 0
-        self._saved_step = 0
+        # A validation that a signal cut short belongs to the checkpoint's step and is not made yet.
+        self._owes_validation = False
+        self._saved = (0, False)  # the step of the newest checkpoint, and what it owes
         self._books = Books(job.stream)
         self._num_examples = 0
         self._loss: float | None = None
@@ -110,7 +122,11 @@ class _Loop(Generic[B]):
         if checkpoint is None:
             return
         check_fit(self._job.state, checkpoint, "restore the configuration to resume, or use another training.save_dir")
-        self._step_number = self._saved_step = checkpoint.step
+        self._step_number = checkpoint.step
+        # An earlier version did not tell. One that the configuration no longer asks for is not owed.
+        owes_validation = checkpoint.state.get("owes_validation", False)
+        self._owes_validation = owes_validation and self._validates(checkpoint.step)
+        self._saved = checkpoint.step, owes_validation
         if self._best is not None and checkpoint.state["best"] is not None:
             self._best.load_state(checkpoint.state["best"])
             # A kill between a checkpoint and its mark leaves the mark behind.
@@ -137,17 +153,29 @@ class _Loop(Generic[B]):
                     Progress(self._step_number, self._num_steps, self._job.unit, is_shown=is_chief())
                 )
                 self._job.model.train()
-                ahead: _Supplied[B] | None = None
-                while (reason := self._reason()) is None:
-                    micro_batches = self._granted(ahead or self._supplied(batches))
-                    ahead = self._look_ahead(batches, len(micro_batches))
-                    self._step(micro_batches)
-                    self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
+                if self._owes_validation:
+                    self._validate_and_save(progress)
+                reason = self._take_steps(batches, progress)
                 self._save()
                 self._run.checkpointer.finish()
+                if reason == "interrupted":
+                    self._job.stream.close()  # else the thread that makes batches might wait for readers still
         best_step, best_value = (self._best.best_step, self._best.best_value) if self._best else (None, None)
         signal = self._received if reason == "interrupted" else None
         return TrainingResult(self._step_number, self._num_steps, reason, self._loss, best_step, best_value, signal)
+
+    def _take_steps(self, batches: Batches[Prepared[B]], progress: Progress) -> Reason:
+        """Take steps until there is a reason not to."""
+        ahead: Supplied[B] | None = None
+        while (reason := self._reason()) is None:
+            supplied = ahead or self._supplied(batches)
+            if supplied.supply is Supply.LATE:  # a signal came first, and is the reason
+                continue
+            micro_batches = self._granted(supplied)
+            ahead = self._look_ahead(batches, len(micro_batches))
+            self._step(micro_batches)
+            self._after_step(progress, sum(prepared.num_rows for prepared in micro_batches))
+        return reason
 
     @contextmanager
     def _replayable(self) -> Iterator[None]:
@@ -167,8 +195,10 @@ class _Loop(Generic[B]):
         self._write_checkpoint()
         self._run.checkpointer.finish()
 
-    def _reason(self) -> Literal["finished", "early_stopping", "interrupted"] | None:
-        """Why no further step is taken, None while there is one to take."""
+    def _reason(self) -> Reason | None:
+        """Why no further step is taken, None while there is one to take, or the validation of the last one to make."""
+        if self._owes_validation:
+            return "interrupted" if self._received else None
         if self._step_number >= self._num_steps:
             return "finished"
         if self._best is not None and self._best.should_stop:
@@ -180,11 +210,11 @@ class _Loop(Generic[B]):
         """The signal to stop at: of several processes, one that all know of."""
         return self._interrupt.received if world_size() == 1 else self._agreed_signal
 
-    def _batches(self, stack: ExitStack) -> Iterator[Prepared[B]]:
+    def _batches(self, stack: ExitStack) -> Batches[Prepared[B]]:
         batches = prepare(self._job.stream, self._job.transform)
-        return batches if self._debug else stack.enter_context(Prefetcher(batches, PREFETCH_BATCHES))
+        return Unprefetched(batches) if self._debug else stack.enter_context(Prefetcher(batches, PREFETCH_BATCHES))
 
-    def _look_ahead(self, batches: Iterator[Prepared[B]], num_under_way: int) -> _Supplied[B] | None:
+    def _look_ahead(self, batches: Batches[Prepared[B]], num_under_way: int) -> Supplied[B] | None:
         """Of several processes, the batches of the next step before this one's, so that ids can travel meanwhile.
 
         What keeps them away is raised in its turn, when this step has been taken.
@@ -196,22 +226,31 @@ class _Loop(Generic[B]):
             self._job.model.expect(ahead.micro_batches[0].batch)
         return ahead
 
-    def _supplied(self, batches: Iterator[Prepared[B]], num_under_way: int = 0) -> _Supplied[B]:
-        """The batches behind ``num_under_way`` that are not trained on yet, as all processes agree on them."""
-        problem: RookeryError | None = None
-        micro_batches: list[Prepared[B]] = []
-        which = "next data" if num_under_way else "data"
-        self._heartbeat.enter(self._step_number + 1, which)
-        try:
-            with self._stopwatch.part("data"):
-                micro_batches = self._next_batches(batches, num_under_way)
-        except RookeryError as error:
-            problem = error
-        self._heartbeat.enter(self._step_number + 1, f"agreement on {which}")
-        return _Supplied(micro_batches, problem, agree_on_supply(problem))
+    def _supplied(self, batches: Batches[Prepared[B]], num_under_way: int = 0) -> Supplied[B]:
+        """The batches behind ``num_under_way`` that are not trained on yet, as all processes agree on them.
 
-    def _granted(self, supplied: _Supplied[B]) -> list[Prepared[B]]:
+        ``LATE`` where a signal came while one of them was waiting: training then ends behind the step under way.
+        """
+        which = "next data" if num_under_way else "data"
+        step = self._step_number + bool(num_under_way)
+        collection = Collection(batches, self._num_wanted(num_under_way), lambda: self._lacking(step))
+        supplied: Supplied[B] | None = None
+        while supplied is None:
+            self._heartbeat.enter(self._step_number + 1, which)
+            with self._stopwatch.part("data"):
+                mine = collection.take_turn()
+            if mine is not Supply.LATE:
+                which = f"agreement on {which.removeprefix('agreement on ')}"
+                self._heartbeat.enter(self._step_number + 1, which)
+            supplied = collection.agreed(mine, self._interrupt.received)
+        if supplied.supply is Supply.LATE:
+            self._agreed_signal = supplied.signal
+        return supplied
+
+    def _granted(self, supplied: Supplied[B]) -> list[Prepared[B]]:
         """The micro-batches; where one process gets none all end, with a checkpoint if its readers are gone."""
+        if supplied.supply is Supply.OVERDUE:
+            raise _waited_in_vain(self._heartbeat, "some process's data do not come")
         if supplied.supply is Supply.CUT_OFF:
             self._save()
             self._run.checkpointer.wait()
@@ -221,20 +260,19 @@ class _Loop(Generic[B]):
             raise PeerFailed(f"rank {rank()}: ends because another process gets no data, as it says itself")
         return supplied.micro_batches
 
-    def _next_batches(self, batches: Iterator[Prepared[B]], num_under_way: int) -> list[Prepared[B]]:
-        """The micro-batches of one step; only the last step of the last epoch may have fewer than the others."""
+    def _num_wanted(self, num_under_way: int) -> int:
+        """Micro-batches of one step; only the last step of the last epoch may have fewer than the others."""
         wanted = self._config.gradient_accumulation
-        if self._config.num_epochs is not None:
-            total = self._config.num_epochs * self._job.stream.batches_per_epoch
-            wanted = min(wanted, total - self._books.batches_done - num_under_way)
-        micro_batches = list(islice(batches, wanted))
-        if len(micro_batches) < wanted:
-            step = self._step_number + bool(num_under_way)
-            raise TrainingError(
-                f"the data ended after step {step:,} of {self._num_steps:,}; "
-                "let the stream run without end (num_epochs=None) or set training.num_epochs"
-            )
-        return micro_batches
+        if self._config.num_epochs is None:
+            return wanted
+        total = self._config.num_epochs * self._job.stream.batches_per_epoch
+        return min(wanted, total - self._books.batches_done - num_under_way)
+
+    def _lacking(self, step: int) -> TrainingError:
+        return TrainingError(
+            f"the data ended after step {step:,} of {self._num_steps:,}; "
+            "let the stream run without end (num_epochs=None) or set training.num_epochs"
+        )
 
     def _step(self, micro_batches: Sequence[Prepared[B]]) -> None:
         """One optimizer step on the mean loss of some micro-batches."""
@@ -294,7 +332,15 @@ class _Loop(Generic[B]):
         progress.advance(step, num_examples)
         if self._logs(step):
             self._log(progress)
-        is_best = self._validates(step) and self._validate(progress)
+        self._owes_validation = self._validates(step)
+        self._validate_and_save(progress)
+
+    def _validate_and_save(self, progress: Progress) -> None:
+        """Validate if that is owed; a signal leaves it owed, to the checkpoint with which training then ends."""
+        step = self._step_number
+        is_best = self._owes_validation and self._validate(progress)
+        if self._owes_validation:
+            return
         if is_best or self._run.checkpointer.due(step):
             self._save()
         if is_best:
@@ -338,14 +384,20 @@ class _Loop(Generic[B]):
             progress.note(describe_step(metrics, self._outputs))
 
     def _validate(self, progress: Progress) -> bool:
-        """Measure the model; True when it is the best so far."""
+        """Measure the model; True when it is the best so far. Where a signal comes first, it remains owed."""
         assert self._job.validate is not None, "training.validate_every_n is set, but the job cannot validate"
         devices = [self._job.device] if self._job.device.type == "cuda" else []
         self._job.model.train(False)
         # A fork: validating more often must not change what is learned.
-        with self._part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
-            metrics = share_object(dict(self._job.validate()))
-        self._job.model.train()
+        try:
+            with self._part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
+                metrics = share_object(dict(self._job.validate(lambda: self._interrupt.received is not None)))
+        except Abandoned:
+            self._agree(reads_loss=False)
+            return False
+        finally:
+            self._job.model.train()
+        self._owes_validation = False
         self._to_sinks({f"validation/{name}": value for name, value in metrics.items()})
         is_best = self._best is not None and self._best.update(self._step_number, metrics)
         progress.validation(self._step_number, metrics, is_best=is_best)
@@ -357,7 +409,7 @@ class _Loop(Generic[B]):
 
     def _save(self) -> None:
         """Write a checkpoint of the current step unless there is one."""
-        if self._saved_step == self._step_number:
+        if self._saved == (self._step_number, self._owes_validation):
             return
         self._agree(reads_loss=True)
         self._write_checkpoint()
@@ -369,6 +421,7 @@ class _Loop(Generic[B]):
             **self._books.state(),
             "means": _summed_state(gather_objects(self._meter.state())),
             "best": self._best.state() if self._best else None,
+            "owes_validation": self._owes_validation,
             "ends": {
                 "num_steps": self._num_steps,
                 "num_train_steps": self._config.num_train_steps,
@@ -378,7 +431,7 @@ class _Loop(Generic[B]):
         }
         with self._part("checkpoint"):
             self._run.checkpointer.save(self._step_number, self._tensors(), state)
-        self._saved_step = self._step_number
+        self._saved = self._step_number, self._owes_validation
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {group: each.tensors() for group, each in self._states.items()}
@@ -392,18 +445,9 @@ class _Loop(Generic[B]):
         return _NotFinite(
             self._under_way,
             f"the loss of step {self._step_number + 1:,} (or of one since the log before) is not finite; "
-            f"the newest checkpoint is of step {self._saved_step:,}. Lower the learning rate or look at the data "
+            f"the newest checkpoint is of step {self._saved[0]:,}. Lower the learning rate or look at the data "
             "of that step with --debug-loop.",
         )
-
-
-@dataclass(frozen=True)
-class _Supplied(Generic[B]):
-    """The micro-batches of a step, or what kept this process from them, and the worst of all processes."""
-
-    micro_batches: list[Prepared[B]]
-    problem: RookeryError | None
-    supply: Supply
 
 
 class _NotFinite(Exception):
@@ -423,12 +467,15 @@ def _told_of_others(heartbeat: Heartbeat) -> Iterator[None]:
         except RuntimeError as error:
             if world_size() == 1 or not is_broken_message(error):
                 raise
-            problem = str(error).splitlines()[0]
-            raise TrainingError(
-                f"rank {rank()} waited in vain for the others: {problem}\n{heartbeat.whereabouts()}\n"
-                "the newest checkpoint is whole: start the run again. Of a process that hangs, py-spy dump --pid PID "
-                "shows the line; where it was only slow, raise parallel.timeout_s"
-            ) from error
+            raise _waited_in_vain(heartbeat, str(error).splitlines()[0]) from error
+
+
+def _waited_in_vain(heartbeat: Heartbeat, problem: str) -> TrainingError:
+    return TrainingError(
+        f"rank {rank()} waited in vain for the others: {problem}\n{heartbeat.whereabouts()}\n"
+        "the newest checkpoint is whole: start the run again. Of a process that hangs, py-spy dump --pid PID "
+        "shows the line; where it was only slow, raise parallel.timeout_s"
+    )
 
 
 def _total(means: dict[str, float], num_examples: int) -> tuple[dict[str, float], int]:

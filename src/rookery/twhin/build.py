@@ -20,7 +20,7 @@ from rookery.parallel.world import on_all, rank, world_size
 from rookery.storage.location import Location
 from rookery.tables.backends import BackendName, make_tables, require_torchrec, table_refusals
 from rookery.tables.protocol import TableSpec
-from rookery.train.job import Job, LearningRate, Stateful, learning_rate_of
+from rookery.train.job import Job, LearningRate, Stateful, Validate, learning_rate_of
 from rookery.train.order import StreamOrder, split_lanes, stream_order
 from rookery.train.plan import world_shape
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
@@ -218,9 +218,7 @@ def _learning_rates(
     return (*rates, LearningRate("relations", relations, learning_rate_of(optimizer)))
 
 
-def _validation(
-    config: TwhinConfig, graph: Graph | None, model: TwhinModel
-) -> Callable[[], Mapping[str, float]] | None:
+def _validation(config: TwhinConfig, graph: Graph | None, model: TwhinModel) -> Validate | None:
     if config.validation_data is None or config.training.validate_every_n is None:
         return None
     assert graph is not None
@@ -229,4 +227,4 @@ def _validation(
         num_edges = config.training.num_eval_steps * config.train_data.per_replica_batch_size
         settings = settings.model_copy(update={"max_edges": min(num_edges, settings.max_edges or num_edges)})
     evaluator = Evaluator.from_graph(graph, config.validation_data.split, settings, config.train_data.on_corrupt)
-    return lambda: evaluator.evaluate(model.embeddings()).metrics()
+    return lambda is_unwanted: evaluator.evaluate(model.embeddings(), is_unwanted).metrics()

@@ -16,6 +16,7 @@ from rookery.data.graph import Graph
 from rookery.data.row_groups import CorruptRowGroup, list_row_groups, read_rows
 from rookery.data.stream import OnCorrupt
 from rookery.errors import DataError
+from rookery.parallel.world import IsUnwanted, never
 from rookery.storage.location import Location
 from rookery.twhin.candidates import Scorer, by_relation
 from rookery.twhin.evaluation_config import EvaluationConfig
@@ -95,14 +96,14 @@ class Evaluator:
             KnownEdges.build(_no_edges(), *(parts[name] for name in masks)) if recommends else None,
         )
 
-    def evaluate(self, scorer: Scorer) -> Evaluation:
-        """Measure a model. Raises ``TrainingError`` if its scores are not finite."""
+    def evaluate(self, scorer: Scorer, is_unwanted: IsUnwanted = never) -> Evaluation:
+        """Measure a model. Raises ``TrainingError`` if its scores are not finite, ``Abandoned`` once it is unwanted."""
         ranked = recommended = None
         with torch.no_grad():
             if "link_prediction" in self.config.metrics:
-                ranked = evaluate_link_prediction(scorer, self.edges, self.known, self.config)
+                ranked = evaluate_link_prediction(scorer, self.edges, self.known, self.config, is_unwanted)
             if self.masked is not None:
-                recommended = evaluate_recommendation(scorer, self.edges, self.masked, self.config)
+                recommended = evaluate_recommendation(scorer, self.edges, self.masked, self.config, is_unwanted)
         return Evaluation(self.split, self.edges.num_edges, self.num_edges_unseen, ranked, recommended)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rookery.metrics.ranking import RankSums
-from rookery.parallel.world import spread
+from rookery.parallel.world import IsUnwanted, never, spread
 from rookery.twhin.candidates import (
     CandidateList,
     QueryChunk,
@@ -65,12 +65,16 @@ class LinkPrediction:
 
 
 def evaluate_link_prediction(
-    scorer: Scorer, edges: Edges, known: KnownEdges | None, config: EvaluationConfig
+    scorer: Scorer,
+    edges: Edges,
+    known: KnownEdges | None,
+    config: EvaluationConfig,
+    is_unwanted: IsUnwanted = never,
 ) -> LinkPrediction:
     """Rank the true entity of every edge, on each of ``config.sides``; several processes share the work.
 
     ``known`` holds the true edges that a filtered rank does not count, those of ``edges`` among them; it may be None if
-    ``config.filtered`` is false. Raises ``TrainingError`` if a score is not finite.
+    ``config.filtered`` is false. Raises ``TrainingError`` if a score is not finite, ``Abandoned`` once it is unwanted.
     """
     raw: dict[tuple[int, Side], RankSums] = {}
     filtered: dict[tuple[int, Side], RankSums] = {}
@@ -79,7 +83,8 @@ def evaluate_link_prediction(
             candidates = CandidateList.of(scorer, side, relation, config, config.num_candidates)
             raw[relation, side] = filtered[relation, side] = RankSums.empty(config.ks)
             rank = functools.partial(_rank_sums, candidates, known if config.filtered else None, config.ks)
-            for raw_sums, filtered_sums in spread(list(query_chunks(*own.toward(side), candidates.num_queries)), rank):
+            chunks = list(query_chunks(*own.toward(side), candidates.num_queries))
+            for raw_sums, filtered_sums in spread(chunks, rank, is_unwanted):
                 raw[relation, side] += raw_sums
                 if filtered_sums is not None:
                     filtered[relation, side] += filtered_sums

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rookery.metrics.ranking import TopKSums
-from rookery.parallel.world import spread
+from rookery.parallel.world import IsUnwanted, never, spread
 from rookery.twhin.candidates import (
     CandidateList,
     QueryChunk,
@@ -55,11 +55,11 @@ class Recommendation:
 
 
 def evaluate_recommendation(
-    scorer: Scorer, edges: Edges, masked: KnownEdges, config: EvaluationConfig
+    scorer: Scorer, edges: Edges, masked: KnownEdges, config: EvaluationConfig, is_unwanted: IsUnwanted = never
 ) -> Recommendation:
     """Retrieve ``max(config.ks)`` rhs entities for every (lhs, relation) of ``edges``, those in ``masked`` left out.
 
-    Raises ``TrainingError`` if a score is not finite.
+    Raises ``TrainingError`` if a score is not finite, ``Abandoned`` once it is unwanted.
     """
     sums: dict[int, TopKSums] = {}
     num_masked = 0
@@ -68,7 +68,8 @@ def evaluate_recommendation(
         lhs, rhs = torch.unique(torch.stack([own.lhs, own.rhs]), dim=1)
         sums[relation] = TopKSums.empty(config.ks)
         recommend = functools.partial(_recommend, candidates, masked, config.ks)
-        for chunk_sums, chunk_masked in spread(list(query_chunks(lhs, rhs, candidates.num_queries)), recommend):
+        chunks = list(query_chunks(lhs, rhs, candidates.num_queries))
+        for chunk_sums, chunk_masked in spread(chunks, recommend, is_unwanted):
             sums[relation] += chunk_sums
             num_masked += chunk_masked
     return Recommendation(tuple(relation.name for relation in scorer.relations), sums, num_masked)

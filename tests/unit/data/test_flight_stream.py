@@ -28,6 +28,7 @@ from pyarrow import flight
 
 from rookery.config.token import Token
 from rookery.data.flight_memory import BEGIN, Handover, machine
+from rookery.data.flight_pool import Closed
 from rookery.data.flight_server import ReaderServer
 from rookery.data.flight_wire import Order, Ticket
 from rookery.data.stream import Columns, LaneStream
@@ -71,6 +72,21 @@ def assert_same_streams(ours: LaneStream, theirs: LaneStream, num_batches: int) 
         assert ours.lane_rows(ours.position()) == theirs.lane_rows(theirs.position())
         assert ours.total_rows(ours.position()) == theirs.total_rows(theirs.position())
     assert ours.finished() == theirs.finished()
+
+
+def test_closing_ends_a_wait_for_a_reader_that_hangs(rows: Rows) -> None:
+    server = BadReader(rows, late)  # by 3 s
+    with running(server):
+        remote = rows.remote(server)
+        next(remote)
+        closer = threading.Timer(0.2, remote.close)
+        closer.start()
+        began = time.monotonic()
+        with pytest.raises(Closed):
+            for _ in range(20):
+                next(remote)
+        assert time.monotonic() - began < 2
+        closer.join()
 
 
 class TestSameBatches:

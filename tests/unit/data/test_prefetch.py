@@ -98,6 +98,25 @@ def test_an_error_of_the_source_is_raised_in_its_turn() -> None:
             next(prefetcher)
 
 
+def test_waiting_tells_whether_the_next_item_is_there_and_takes_none_away() -> None:
+    gate = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        gate.wait()
+        yield 1
+
+    with Prefetcher(source(), 3) as prefetcher:
+        assert [prefetcher.wait(10), prefetcher.wait(0), next(prefetcher)] == [True, True, 0]
+        began = time.monotonic()
+        assert not prefetcher.wait(0.05)
+        assert 0.05 <= time.monotonic() - began < 5
+        gate.set()
+        assert [prefetcher.wait(10), next(prefetcher)] == [True, 1]
+        assert prefetcher.wait(10)  # the end is an answer, too
+        assert next(prefetcher, None) is None
+
+
 def test_closing_ends_the_thread() -> None:
     before = threading.active_count()
     prefetcher = Prefetcher(itertools.count(), 2)

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from rookery.errors import ConfigError, TrainingError, UserError
 from rookery.metrics.engagement import METRICS
+from rookery.parallel.world import never
 from rookery.ranker.evaluation import Evaluation, evaluate, make_validation
 from rookery.ranker.run import LoadedRun, load_run
 
@@ -114,12 +115,12 @@ def test_metrics_have_names_that_keep_best_can_name(evaluation: Evaluation) -> N
 def test_validation_measures_the_partitions_of_the_run_and_as_many_batches_as_it_may(
     loaded: LoadedRun, trained: Path
 ) -> None:
-    metrics = make_validation(loaded.config, loaded.model, loaded.preprocessor)()
+    metrics = make_validation(loaded.config, loaded.model, loaded.preprocessor)(never)
     assert {name.split("/")[0] for name in metrics} == {"valid"}
     columns, probabilities = predicted(loaded, trained, "valid")
     assert metrics["valid/like/auroc"] == pytest.approx(roc_auc_score(columns["like"], probabilities[:, 0]), abs=1e-9)
     bounded = read_config(trained / "config.yaml", "training.num_eval_steps=2")
-    some = make_validation(bounded, loaded.model, loaded.preprocessor)()
+    some = make_validation(bounded, loaded.model, loaded.preprocessor)(never)
     expected = roc_auc_score(columns["like"][:256], probabilities[:256, 0])
     assert some["valid/like/auroc"] == pytest.approx(expected, abs=1e-9)
 

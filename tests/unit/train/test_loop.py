@@ -22,6 +22,7 @@ from rookery.checkpoint.checkpointer import load_checkpoint
 from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.data.stream import ParquetStream
 from rookery.errors import ConfigError, TrainingError
+from rookery.parallel.world import IsUnwanted, spread
 
 NUM_ROWS = 90  # of the toy
 
@@ -136,7 +137,7 @@ class TestLog:
                 assert line[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps), rel=1e-12)
 
     def test_rates_and_times(self, make_toy: MakeToy, tmp_path: Path) -> None:
-        toy = make_toy(validate=lambda: {"mrr": 0.5})
+        toy = make_toy(validate=lambda _: {"mrr": 0.5})
         toy.train(tmp_path, num_train_steps=10, train_log_every_n=5, validate_every_n=5, checkpoint_every_n=5)
         first, _, second, _ = log_lines(tmp_path)
         assert first["lr/dense"] == toy.schedule(4)
@@ -164,7 +165,7 @@ class TestLog:
     def test_stderr_outside_a_terminal_has_a_line_a_log(
         self, make_toy: MakeToy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        toy = make_toy(validate=lambda: {"mrr": 0.25})
+        toy = make_toy(validate=lambda _: {"mrr": 0.25})
         toy.train(tmp_path, num_train_steps=6, train_log_every_n=2, validate_every_n=3)
         output = capfd.readouterr()
         shown = output.err.splitlines()
@@ -275,10 +276,106 @@ class TestSignals:
         assert toy.model.num_forwards == 4
 
 
+def told_meanwhile(number: signal.Signals, delay_s: float = 0.3) -> None:
+    threading.Timer(delay_s, os.kill, (os.getpid(), number)).start()
+
+
+class TestSignalsInAWait:
+    """What a signal finds waiting ends with a checkpoint; the run goes on from it as if nothing had been."""
+
+    def test_for_batches_that_do_not_come(self, make_toy: MakeToy, tmp_path: Path, rows_file: Path) -> None:
+        class Stuck(ParquetStream):
+            num_handed_out, closed = 0, threading.Event()
+
+            def __next__(self) -> Any:
+                self.num_handed_out += 1
+                if self.num_handed_out > 4:
+                    told_meanwhile(signal.SIGTERM)
+                    self.closed.wait()
+                return super().__next__()
+
+            def close(self) -> None:
+                self.closed.set()
+
+        config = {"num_train_steps": 12, "train_log_every_n": 3}
+        whole, again = make_toy(), make_toy()
+        whole.train(tmp_path / "whole", **config)
+        expected = whole.parameters()
+        toy = make_toy(stream=Stuck([rows_file], ["x", "y", "group"], 20, seed=3, shuffle=True, buffer_rows=40))
+        began = time.monotonic()
+        result = toy.train(tmp_path / "run", **config)
+        assert time.monotonic() - began < 5
+        assert (result.step, result.reason, result.signal) == (4, "interrupted", "SIGTERM")
+        assert checkpoint_steps(tmp_path / "run") == [4]
+        again.train(tmp_path / "run", **config)
+        assert_equal(again.parameters(), expected)
+
+    @pytest.mark.parametrize("at", [4, 8, 12], ids=["in between", "where a checkpoint is due", "at the last step"])
+    def test_for_a_validation(self, make_toy: MakeToy, tmp_path: Path, at: int) -> None:
+        config = {
+            "num_train_steps": 12,
+            "validate_every_n": 4,
+            "checkpoint_every_n": 8,
+            "checkpoint_max_to_keep": 1,
+            "train_log_every_n": 3,
+            "keep_best": {"metric": "mrr"},
+        }
+
+        def toy_that_is_told(at: int | None) -> Any:
+            measured: list[int] = []
+
+            def measure(chunk: int) -> int:
+                measured.append(chunk)
+                if toy.model.steps_told[-1:] == [((at or 0) - 1, 0, 1)] and chunk == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return chunk
+
+            def validate(is_unwanted: IsUnwanted) -> dict[str, float]:
+                measured.clear()
+                assert spread(range(5), measure, is_unwanted) == [0, 1, 2, 3, 4]
+                return {"mrr": toy.model.weight[2].item()}
+
+            toy = make_toy(validate=validate)
+            toy.measured = measured
+            return toy
+
+        whole, toy, again, ended = (toy_that_is_told(each) for each in (None, at, None, None))
+        expected = whole.train(tmp_path / "whole", **config)
+        parameters = whole.parameters()
+        result = toy.train(tmp_path / "run", **config)
+        assert (result.step, result.reason, result.signal) == (at, "interrupted", "SIGTERM")
+        assert toy.measured == [0, 1, 2]
+        assert checkpoint_steps(tmp_path / "run")[-1] == at
+        assert [line["step"] for line in log_lines(tmp_path / "run") if "validation/mrr" in line] == [*range(4, at, 4)]
+        finished = again.train(tmp_path / "run", **config)
+        assert (finished.reason, finished.best_step, finished.best_value) == (
+            "finished", expected.best_step, expected.best_value,
+        )  # fmt: skip
+        assert_equal(again.parameters(), parameters)
+        values = [
+            [(line["step"], line.get("loss"), line.get("validation/mrr")) for line in log_lines(tmp_path / name)]
+            for name in ("whole", "run")
+        ]
+        assert values[0] == values[1]
+        assert best_step(tmp_path / "run") == best_step(tmp_path / "whole")
+        assert checkpoint_steps(tmp_path / "run") == checkpoint_steps(tmp_path / "whole")
+        assert ended.train(tmp_path / "run", **config).reason == "finished"
+        assert ended.measured == []
+
+    def test_a_validation_that_is_no_longer_asked_for_is_not_owed(self, make_toy: MakeToy, tmp_path: Path) -> None:
+        def validate(is_unwanted: IsUnwanted) -> dict[str, float]:
+            return {"mrr": float(sum(spread(range(3), lambda _: os.kill(os.getpid(), signal.SIGTERM), is_unwanted)))}
+
+        toy = make_toy(validate=validate)
+        assert toy.train(tmp_path, num_train_steps=6, validate_every_n=3).reason == "interrupted"
+        assert make_toy().train(tmp_path, num_train_steps=6).reason == "finished"
+        assert [line for line in log_lines(tmp_path) if "validation/mrr" in line] == []
+
+
 class TestValidation:
     def test_the_best_is_kept_when_others_are_deleted(self, make_toy: MakeToy, tmp_path: Path) -> None:
         values = iter([0.1, 0.4, 0.3, 0.2])
-        toy = make_toy(validate=lambda: {"mrr": next(values)})
+        toy = make_toy(validate=lambda _: {"mrr": next(values)})
         weights: dict[int, Tensor] = {}
         toy.model.register_forward_pre_hook(
             lambda *_: weights.update({toy.model.num_forwards: toy.model.weight.detach().clone()})
@@ -299,7 +396,7 @@ class TestValidation:
     ) -> None:
         seen: list[tuple[bool, bool]] = []
         toy = make_toy()
-        toy = make_toy(validate=lambda: seen.append((toy.model.training, torch.is_grad_enabled())) or {"loss": 1.0})
+        toy = make_toy(validate=lambda _: seen.append((toy.model.training, torch.is_grad_enabled())) or {"loss": 1.0})
         toy.train(tmp_path, num_train_steps=2, validate_every_n=1)
         assert toy.model.training
         assert len(seen) == 2
@@ -307,7 +404,7 @@ class TestValidation:
     def test_validating_more_often_does_not_change_what_is_learned(self, make_toy: MakeToy, tmp_path: Path) -> None:
         parameters = []
         for every_n in (2, 5):
-            toy = make_toy(validate=lambda: {"mrr": torch.rand(()).item()})
+            toy = make_toy(validate=lambda _: {"mrr": torch.rand(()).item()})
             toy.train(tmp_path / str(every_n), num_train_steps=10, validate_every_n=every_n)
             parameters.append(toy.parameters())
         assert_equal(*parameters)
@@ -323,7 +420,7 @@ class TestValidation:
         }
 
         def toy_on_curve() -> Any:
-            return make_toy(validate=lambda: {"loss": curve[toys[-1].model.steps_told[-1][0] + 1]})
+            return make_toy(validate=lambda _: {"loss": curve[toys[-1].model.steps_told[-1][0] + 1]})
 
         toys: list[Any] = []
         for cut in (5, 4, None):
@@ -353,13 +450,13 @@ class TestValidation:
         mark_best = Checkpointer.mark_best
         monkeypatch.setattr(Checkpointer, "mark_best", dies)
         with pytest.raises(Killed):
-            make_toy(validate=lambda: {"mrr": 0.5}).train(tmp_path, **config)
+            make_toy(validate=lambda _: {"mrr": 0.5}).train(tmp_path, **config)
         assert best_step(tmp_path) is None
         monkeypatch.setattr(Checkpointer, "mark_best", mark_best)
-        make_toy(validate=lambda: {"mrr": 0.4}).train(tmp_path, **config)
+        make_toy(validate=lambda _: {"mrr": 0.4}).train(tmp_path, **config)
         assert best_step(tmp_path) == 3
 
     def test_an_unknown_metric_names_the_known_ones(self, make_toy: MakeToy, tmp_path: Path) -> None:
-        toy = make_toy(validate=lambda: {"mrr": 0.1, "hits_at_10": 0.2})
+        toy = make_toy(validate=lambda _: {"mrr": 0.1, "hits_at_10": 0.2})
         with pytest.raises(ConfigError, match=r"training\.keep_best\.metric='mr': .* did you mean 'mrr'\?"):
             toy.train(tmp_path, num_train_steps=2, validate_every_n=1, keep_best={"metric": "mr"})

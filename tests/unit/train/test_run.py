@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rookery.errors import UserError
+from rookery.parallel.world import IsUnwanted
 
 MakeToy = Callable[..., Any]
 
@@ -42,7 +43,7 @@ def test_a_start_that_is_refused_leaves_the_folder_as_it_was(tmp_path: Path) -> 
 
 
 def test_a_run_that_fails_later_keeps_what_it_wrote(make_toy: MakeToy, tmp_path: Path) -> None:
-    def fail() -> Mapping[str, float]:
+    def fail(is_unwanted: IsUnwanted) -> Mapping[str, float]:
         raise UserError("no")
 
     save_dir = tmp_path / "run"
