@@ -23,8 +23,8 @@ from steps import Setting, Steps, team
 from rookery.optim.config import OptimizerConfig
 from rookery.parallel.config import ShardingConfig
 from rookery.tables.backends import describe_plan
-from rookery.tables.plan import WorldShape
 from rookery.tables.protocol import TableSpec
+from rookery.tables.refusals import WorldShape
 
 SMALL = Setting(batch=4_000, dim=32, num_entities=10_000, buffer_rows=50_000)
 SHARED = replace(SMALL, world_size=2, backend="torchrec")

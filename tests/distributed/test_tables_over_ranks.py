@@ -17,8 +17,8 @@ from rookery.parallel import world
 from rookery.parallel.config import ShardingConfig
 from rookery.tables.backends import describe_plan, make_tables
 from rookery.tables.local import LocalTables
-from rookery.tables.plan import WorldShape
 from rookery.tables.protocol import TableBackend, TableSpec
+from rookery.tables.refusals import WorldShape
 from rookery.tables.shards import parts_of, whole
 
 SEED = 7

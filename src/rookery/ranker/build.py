@@ -10,7 +10,6 @@ import torch
 from rookery.checkpoint.files import Checkpoint
 from rookery.data.prefetch import Transform
 from rookery.data.stream import BatchStream
-from rookery.errors import ConfigError
 from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
@@ -25,7 +24,8 @@ from rookery.ranker.optimizers import make_optimizer
 from rookery.ranker.partition import make_transform, open_partition
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.reading import open_remote
-from rookery.tables.backends import BackendName, require_torchrec
+from rookery.tables.backends import require_torchrec
+from rookery.tables.refusals import BackendName
 from rookery.train.job import Job, LearningRate, Stateful, Validate
 from rookery.train.order import StreamOrder, stream_order
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
@@ -35,17 +35,12 @@ AVERAGE = "average"
 
 
 def check_backend(config: RankerConfig) -> None:
-    """Raise ``ConfigError`` for what the back end of the large tables cannot do, ``MissingExtra`` if it is absent.
+    """Raise ``MissingExtra`` where the back end of the large tables is absent.
 
     Shapes of tables that are counted in the data are looked at when the tables are made.
     """
     if config.features.backend == "torchrec":
-        require_torchrec()
-        if config.training.gradient_accumulation > 1:
-            raise ConfigError(
-                f"training.gradient_accumulation={config.training.gradient_accumulation}: the torchrec back end moves "
-                "its rows in every backward pass; set it to 1 with larger batches, or features.backend to local"
-            )
+        require_torchrec("features")
 
 
 def build_preprocessor(config: RankerConfig, inputs: Inputs) -> Preprocessor:

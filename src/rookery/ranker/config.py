@@ -20,6 +20,7 @@ from rookery.ranker.features_config import (
     PreprocessConfig,
     TrainPartition,
 )
+from rookery.tables.refusals import TableAsked, TablesAsked, table_refusals
 from rookery.train.config import RuntimeConfig, TrainingConfig
 
 Positive = Annotated[float, Field(gt=0)]
@@ -212,6 +213,7 @@ class RankerConfig(StrictModel):
             *_loss_problems(self),
             *_feature_problems(self.features),
             *_partition_problems(self),
+            *table_refusals(_tables_asked(self)),
         )
         if problems:
             raise ValueError("\n".join(problems))
@@ -290,6 +292,29 @@ def _feature_problems(features: FeaturesConfig) -> list[str]:
                 f"{ragged.table!r}"
             )
     return problems
+
+
+def _tables_asked(config: RankerConfig) -> TablesAsked:
+    """What the back end of the large tables is asked to do; their rows are counted in the data."""
+    features = config.features
+    tables = [
+        TableAsked(table.name, f"features.tables.{table.name}", table.optimizer, embedding_dim=table.embedding_dim)
+        for table in features.tables
+        if table.optimizer is not None
+    ]
+    tables += [
+        TableAsked(joined.own_table, joined.field, joined.optimizer)
+        for joined in features.embeddings
+        if joined.optimizer is not None
+    ]
+    return TablesAsked(
+        "features.backend",
+        features.backend,
+        tables,
+        config.parallel.sharding,
+        config.training.gradient_accumulation,
+        config.runtime.device,
+    )
 
 
 def _partition_problems(config: RankerConfig) -> list[str]:

@@ -111,7 +111,7 @@ class FeatureEmbeddings(nn.Module):
             wanted.setdefault(feature.table, {})[feature.name] = ids_of[feature.name]
         for joined in self._config.embeddings:
             if joined.optimizer is not None:
-                wanted[_joined_table(joined)] = {joined.name: features.joined[joined.name]}
+                wanted[joined.own_table] = {joined.name: features.joined[joined.name]}
         return wanted
 
     def _row_numbers(self, table: str, by_feature: Mapping[str, Tensor]) -> Tensor:
@@ -225,11 +225,6 @@ def _joined(config: JoinedEmbedding, vectors: Tensor) -> JoinedVectors:
     return JoinedVectors(config, vectors)
 
 
-def _joined_table(joined: JoinedEmbedding) -> str:
-    """The name of its table; a slash keeps it apart from those of the configuration."""
-    return f"embeddings/{joined.name}"
-
-
 def _initial_rows(table: TableConfig, size: TableSize) -> Tensor:
     return torch.empty(size.num_rows, size.embedding_dim).normal_(0.0, table.init_scale)
 
@@ -254,7 +249,9 @@ def _large_tables(
     ]
     trainable = [joined for joined in config.embeddings if joined.optimizer is not None]
     specs += [
-        TableSpec(_joined_table(joined), len(start), start.shape[1], torch.float32, joined.optimizer, 1.0)
+        TableSpec(
+            joined.own_table, len(start), start.shape[1], torch.float32, joined.optimizer, 1.0, field=joined.field
+        )
         for joined in trainable
         for start in (vectors[joined.name],)
         if joined.optimizer is not None
@@ -262,7 +259,7 @@ def _large_tables(
     if not specs:
         return None
     tables = make_tables(specs)
-    start = {_joined_table(joined): vectors[joined.name] for joined in trainable}
+    start = {joined.own_table: vectors[joined.name] for joined in trainable}
     if start:
         tables.load_weights({**tables.weights(), **start})
     return tables

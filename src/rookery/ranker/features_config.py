@@ -120,6 +120,16 @@ class JoinedEmbedding(StrictModel):
     """Moves trainable vectors inside the backward pass; left out, they move with the network."""
     layer_norm: bool = True
 
+    @property
+    def own_table(self) -> str:
+        """The name of the table that trainable vectors lie in; a slash keeps it apart from ``features.tables``."""
+        return f"embeddings/{self.name}"
+
+    @property
+    def field(self) -> str:
+        """Where the configuration describes it."""
+        return f"features.embeddings.{self.name}"
+
     @model_validator(mode="after")
     def _optimizer_moves_something(self) -> JoinedEmbedding:
         if self.optimizer is not None and not self.trainable:

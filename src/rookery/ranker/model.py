@@ -23,7 +23,8 @@ from rookery.ranker.config import RankerConfig
 from rookery.ranker.embeddings import FeatureEmbeddings, module_key
 from rookery.ranker.loss import MultiTaskLoss
 from rookery.ranker.memory import fits_memory
-from rookery.tables.backends import BackendName, make_tables
+from rookery.tables.backends import make_tables
+from rookery.tables.refusals import BackendName
 from rookery.train.job import Stateful
 from rookery.train.state import ModuleState, StateGroup, TableWeights
 
@@ -65,6 +66,7 @@ class RankerNetwork(nn.Module):
                     seed=config.runtime.seed,
                     device=device,
                     sharding=config.parallel.sharding,
+                    fields="features",
                 ),
             )
         self.position = PositionDebias(model.position_debias_config) if model.position_debias_config else None

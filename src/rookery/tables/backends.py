@@ -1,10 +1,9 @@
-"""Which table back ends there are, what each refuses, and how to make one. Imports neither torchrec nor fbgemm."""
+"""Which table back ends there are, and how to make one. Imports neither torchrec nor fbgemm."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
@@ -13,19 +12,9 @@ from rookery.parallel.config import ShardingConfig
 from rookery.parallel.world import local_world_size, on_all, world_size
 from rookery.tables.composite import CompositeTables
 from rookery.tables.local import LocalTables
-from rookery.tables.plan import (
-    TablePlan,
-    WorldShape,
-    replicated_plan,
-    replicated_refusals,
-    sharding_refusals,
-)
+from rookery.tables.plan import TablePlan, replicated_plan, table_asked
 from rookery.tables.protocol import TableBackend, TableSpec
-
-BackendName = Literal["local", "torchrec"]
-
-_FIELDS = "model.embeddings"
-_USE_LOCAL = f"set {_FIELDS}.backend to local"
+from rookery.tables.refusals import BackendName, TablesAsked, WorldShape, is_replicated, table_refusals
 
 # torchrec's metadata demands the CUDA build of fbgemm (493 MB), hence --no-deps.
 _TORCHREC_COMMANDS = """\
@@ -40,16 +29,25 @@ def make_tables(
     seed: int,
     device: torch.device | None = None,
     sharding: ShardingConfig | None = None,
+    fields: str = "model.embeddings",
 ) -> TableBackend:
     """The tables of a run behind one back end, with rows drawn from ``seed``: the same in every back end and world.
 
-    ``device`` defaults to the CPU, ``sharding``, of which the local back end reads nothing, to row-wise. Of several
-    processes all call it together. Raises ``MissingExtra`` or ``ConfigError`` where the back end cannot serve them.
+    ``device`` defaults to the CPU, ``sharding``, of which the local back end reads nothing, to row-wise; ``fields`` is
+    where the configuration describes tables and back end. Of several processes all call it together. Raises
+    ``MissingExtra`` or ``ConfigError`` where the back end cannot serve them.
     """
     if backend == "local":
         return LocalTables(specs, seed=seed, device=device)
     sharding, shape = sharding or ShardingConfig(), WorldShape(world_size(), local_world_size())
-    on_all(lambda: _require_torchrec_for(specs, device, sharding, shape))
+    asked = TablesAsked(
+        f"{fields}.backend",
+        backend,
+        [table_asked(spec, spec.field or f"{fields}.tables.{spec.name}") for spec in specs],
+        sharding,
+        device="cpu" if device is None else device.type,
+    )
+    on_all(lambda: _require(asked, shape, fields))
     replicated, sharded = _by_holder(backend, specs, sharding)
     if not sharded:
         return LocalTables(specs, seed=seed)
@@ -59,15 +57,9 @@ def make_tables(
     return CompositeTables(specs, [LocalTables(replicated, seed=seed), tables]) if replicated else tables
 
 
-def _require_torchrec_for(
-    specs: Sequence[TableSpec], device: torch.device | None, sharding: ShardingConfig, shape: WorldShape
-) -> None:
-    require_torchrec()
-    if device is not None and device.type != "cpu":
-        raise ConfigError(
-            f"runtime.device={device.type}: the torchrec back end runs on CPU so far; set it to cpu, or {_USE_LOCAL}"
-        )
-    problems = table_refusals("torchrec", specs, sharding=sharding, shape=shape)
+def _require(asked: TablesAsked, shape: WorldShape, fields: str) -> None:
+    require_torchrec(fields)
+    problems = table_refusals(asked, shape)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -91,84 +83,16 @@ def describe_plan(
 def _by_holder(
     backend: BackendName, specs: Sequence[TableSpec], sharding: ShardingConfig
 ) -> tuple[list[TableSpec], list[TableSpec]]:
-    """The tables that every process holds whole in a local table, and those that torchrec holds.
-
-    torchrec's own data-parallel kernels drop the fused optimizer.
-    """
-    replicated = [spec for spec in specs if backend == "local" or sharding.kind_of(spec.name) == "data_parallel"]
+    """The tables that every process holds whole in a local table, and those that torchrec holds."""
+    replicated = [spec for spec in specs if is_replicated(backend, sharding, spec.name)]
     return replicated, [spec for spec in specs if spec not in replicated]
 
 
-def require_torchrec() -> None:
+def require_torchrec(fields: str = "model.embeddings") -> None:
     """Raise ``MissingExtra`` with the commands that bring torchrec and fbgemm, if either is absent."""
     missing = [name for name in ("torchrec", "fbgemm_gpu", "tensordict") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtra(
             f"the torchrec table back end needs {', '.join(missing)}, not installed here; install the cluster extra\n"
-            f"{_TORCHREC_COMMANDS}\nor {_USE_LOCAL}, which needs nothing more"
+            f"{_TORCHREC_COMMANDS}\nor set {fields}.backend to local, which needs nothing more"
         )
-
-
-def table_refusals(
-    backend: BackendName,
-    specs: Sequence[TableSpec],
-    *,
-    gradient_accumulation: int = 1,
-    sharding: ShardingConfig | None = None,
-    shape: WorldShape | None = None,
-) -> list[str]:
-    """What a back end cannot do of what is asked: a line each with field, value, reason and remedy.
-
-    ``sharding`` defaults to the back end's own, ``shape`` to a process alone. ``docs/tables.md`` has the list.
-    """
-    sharding, shape = sharding or ShardingConfig(), shape or WorldShape()
-    if backend == "local":
-        return replicated_refusals(specs, sharding)
-    _, sharded = _by_holder(backend, specs, sharding)
-    problems = [f"{_FIELDS}.tables.{spec.name}.{problem}" for spec in sharded for problem in _table_refusals(spec)]
-    problems += sharding_refusals(specs, sharding, shape)
-    if gradient_accumulation > 1 and sharded:
-        problems.append(
-            f"training.gradient_accumulation={gradient_accumulation}: the torchrec back end moves its rows in every "
-            f"backward pass and cannot collect gradients; set it to 1 with larger batches, or {_USE_LOCAL}"
-        )
-    return problems
-
-
-def _table_refusals(spec: TableSpec) -> list[str]:
-    return [*_optimizer_refusals(spec), *_row_refusals(spec)]
-
-
-def _optimizer_refusals(spec: TableSpec) -> list[str]:
-    optimizer, problems = spec.optimizer, []
-    if optimizer.adam is not None:
-        problems.append(
-            f"optimizer.adam: fbgemm has no fused Adam for CPU; use rowwise_adagrad or adagrad, or {_USE_LOCAL}"
-        )
-    if optimizer.sgd is not None and optimizer.sgd.momentum:
-        problems.append(
-            f"optimizer.sgd.momentum={optimizer.sgd.momentum}: torchrec drops the momentum of fused SGD silently; "
-            f"set it to 0, or {_USE_LOCAL}"
-        )
-    adagrad = optimizer.adagrad or optimizer.rowwise_adagrad
-    if adagrad is not None and adagrad.eps == 0:
-        problems.append(
-            f"optimizer.{optimizer.kind}.eps=0: fbgemm divides 0 by 0 where a gradient is 0; "
-            f"set it to 1e-8, or {_USE_LOCAL}"
-        )
-    return problems
-
-
-def _row_refusals(spec: TableSpec) -> list[str]:
-    problems = []
-    if spec.dtype not in (torch.float32, torch.float16):
-        name = {torch.bfloat16: "bf16"}.get(spec.dtype, str(spec.dtype))
-        problems.append(f"data_type={name}: fbgemm has fp32 and fp16 tables on CPU; use one of these, or {_USE_LOCAL}")
-    if spec.embedding_dim % 4:
-        problems.append(
-            f"embedding_dim={spec.embedding_dim}: fbgemm needs a multiple of 4; "
-            f"use {spec.embedding_dim + 4 - spec.embedding_dim % 4}, or {_USE_LOCAL}"
-        )
-    if spec.max_norm is not None:
-        problems.append(f"max_norm={spec.max_norm}: fbgemm limits no norms on CPU; leave it out, or {_USE_LOCAL}")
-    return problems

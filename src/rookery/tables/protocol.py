@@ -24,7 +24,8 @@ class TableSpec:
     """One table: ``num_embeddings`` rows of ``embedding_dim`` numbers and the optimizer that moves them.
 
     ``init_scale`` is the standard deviation of the normal that the rows are drawn from, ``max_norm`` the
-    largest Euclidean norm that a row keeps after an update (None: no limit).
+    largest Euclidean norm that a row keeps after an update (None: no limit). ``field`` is that of the configuration
+    which describes the table, for messages, where it is not among the ``tables`` beside the back end.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TableSpec:
     optimizer: OptimizerConfig
     init_scale: float
     max_norm: float | None = None
+    field: str | None = None
 
 
 class TableBackend(Protocol):

@@ -1,7 +1,7 @@
 """The ``torchrec`` back end: ``EmbeddingBagCollection`` under ``DistributedModelParallel``, optimizer in backward.
 
 Every id is a bag of length 1 with sum pooling, which fbgemm's kernels serve faster than their unpooled lookup.
-``torchrec_plan`` says how tables lie over the processes, ``backends.table_refusals`` what this back end cannot do.
+``torchrec_plan`` says how tables lie over the processes, ``refusals`` what this back end cannot do.
 Linux only; needs the ``cluster`` extra.
 """
 
@@ -18,8 +18,8 @@ from rookery.optim.schedules import optimizer_schedule
 from rookery.parallel.config import ShardingConfig
 from rookery.parallel.process_group import default_process_group
 from rookery.parallel.world import world_size
-from rookery.tables.plan import WorldShape
 from rookery.tables.protocol import TableSpec, draw_initial
+from rookery.tables.refusals import WorldShape
 from rookery.tables.shards import Part, fill, held, parts_of, whole
 from rookery.tables.together import tied
 from rookery.tables.torchrec_ids import Arrived, IdExchange

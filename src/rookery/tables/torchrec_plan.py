@@ -20,8 +20,9 @@ from rookery.errors import ConfigError
 from rookery.optim.config import OptimizerConfig
 from rookery.parallel.config import ShardingConfig, ShardingKind
 from rookery.parallel.world import is_chief, share_object
-from rookery.tables.plan import TablePlan, WorldShape, dealt, kinds_for_planner, plan_of
+from rookery.tables.plan import TablePlan, dealt, kinds_for_planner, plan_of
 from rookery.tables.protocol import TableSpec
+from rookery.tables.refusals import WorldShape
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from rich.table import Table
 from torch import nn
 
 from rookery.parallel.world import is_chief, local_world_size, world_size
-from rookery.tables.plan import TablePlan, WorldShape
+from rookery.tables.plan import TablePlan
+from rookery.tables.refusals import WorldShape
 
 _MIB = 1 << 20
 _WIDTH = 140

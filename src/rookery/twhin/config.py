@@ -12,6 +12,7 @@ from rookery.config.suggest import did_you_mean
 from rookery.optim.config import OptimizerConfig
 from rookery.parallel.config import ParallelConfig
 from rookery.storage.location import LocationField
+from rookery.tables.refusals import TableAsked, TablesAsked, table_refusals
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.twhin.evaluation_config import EvaluationConfig
 from rookery.types import Side
@@ -188,6 +189,7 @@ class TwhinConfig(StrictModel):
             *_relation_problems(self.model),
             *_data_problems(self),
             *_validation_problems(self),
+            *table_refusals(tables_asked(self)),
         )
         if problems:
             raise ValueError("\n".join(problems))
@@ -250,6 +252,31 @@ def _data_problems(config: TwhinConfig) -> list[str]:
             "global_negatives to all and mask_known_positives to false, or order to edges"
         )
     return problems
+
+
+def tables_asked(config: TwhinConfig) -> TablesAsked:
+    """What the back end of the tables is asked to do."""
+    fields = "model.embeddings"
+    return TablesAsked(
+        f"{fields}.backend",
+        config.model.embeddings.backend,
+        [_table_asked(table, f"{fields}.tables.{table.name}") for table in config.model.embeddings.tables],
+        config.parallel.sharding,
+        config.training.gradient_accumulation,
+        config.runtime.device,
+    )
+
+
+def _table_asked(table: EmbeddingTable, field: str) -> TableAsked:
+    return TableAsked(
+        table.name,
+        field,
+        table.optimizer,
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.embedding_dim,
+        data_type=table.data_type,
+        max_norm=table.max_norm,
+    )
 
 
 def needs_degrees(config: TwhinConfig) -> bool:

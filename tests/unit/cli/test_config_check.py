@@ -17,6 +17,15 @@ model:
 train_data: {data_root: edges}
 """
 
+TORCHREC = ["--set", "model.embeddings.backend=torchrec"]
+TABLE = "model.embeddings.tables.user"
+
+
+def torchrec(**fields: str) -> list[str]:
+    """Flags that set the back end and fields of the only table."""
+    flags = (["--set", f"model.embeddings.tables.0.{name}={value}"] for name, value in fields.items())
+    return [*TORCHREC, *(part for flag in flags for part in flag)]
+
 
 @pytest.mark.parametrize(
     ("overrides", "code", "said"),
@@ -24,6 +33,21 @@ train_data: {data_root: edges}
         ([], 0, "a configuration for rookery twhin train"),
         (["--set", "training.num_train_steps=0"], 2, "training.num_train_steps=0"),
         (["--set", "training.save_dir=s3://bucket/run"], 2, "must be a path of this machine, not a URL"),
+        (TORCHREC, 0, "a configuration for rookery twhin train"),
+        (torchrec(optimizer="{adam: {}}"), 2, f"{TABLE}.optimizer.adam: fbgemm has no fused Adam for CPU"),
+        (torchrec(max_norm="1"), 2, f"{TABLE}.max_norm=1.0: fbgemm limits no norms on CPU"),
+        (torchrec(embedding_dim="6"), 2, f"{TABLE}.embedding_dim=6: fbgemm needs a multiple of 4; use 8"),
+        ([*TORCHREC, "--set", "runtime.device=cuda:1"], 2, "runtime.device=cuda:1: the torchrec back end runs on CPU"),
+        (
+            [*torchrec(optimizer="{rowwise_adagrad: {}}"), "--set", "parallel.sharding.default=column_wise"],
+            2,
+            "parallel.sharding.default=column_wise: table user: row-wise Adagrad would keep a sum for each part",
+        ),
+        (
+            ["--set", "parallel.sharding.tables={nosuch: data_parallel}"],
+            2,
+            "parallel.sharding.tables.nosuch: there is no such table; the tables are user",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_starts(

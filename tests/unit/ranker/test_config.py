@@ -9,7 +9,7 @@ import pytest
 import yaml
 from planted_impressions import TASKS, planted_config, planted_settings
 
-from rookery.config.loader import load_config
+from rookery.config.loader import load_config, parse_config
 from rookery.errors import ConfigError
 from rookery.ranker.config import RankerConfig
 
@@ -66,3 +66,36 @@ def test_stratifiers_of_one_name_are_refused(tmp_path: Path) -> None:
     stratifiers = [{"name": "small", "column": "country", "value": value} for value in ("de", "fr")]
     (problem,) = problems(tmp_path, evaluation__stratifiers=stratifiers)
     assert problem == "test: evaluation.stratifiers: 'small' is named twice"
+
+
+def with_tables(tmp_path: Path, *moved: str, **changes: Any) -> RankerConfig:
+    """A configuration of torchrec where the tables ``moved`` have an optimizer of their own."""
+    settings = planted_settings(tmp_path / "log", tmp_path / "run", features__backend="torchrec", **changes)
+    for table in settings["features"]["tables"]:
+        if table["name"] in moved:
+            table["optimizer"] = {"adam": {}}
+    return parse_config(RankerConfig, settings, "test")
+
+
+def test_what_torchrec_cannot_do_is_told_by_the_fields_of_a_ranker(tmp_path: Path) -> None:
+    sharding = {"sharding": {"tables": {"no": "auto"}}}
+    with pytest.raises(ConfigError) as raised:
+        with_tables(tmp_path, "items", training__gradient_accumulation=2, parallel=sharding)
+    unknown, optimizer, accumulation = str(raised.value).splitlines()
+    assert unknown == "test: parallel.sharding.tables.no: there is no such table; the tables are items"
+    assert optimizer.startswith("features.tables.items.optimizer.adam: fbgemm has no fused Adam for CPU; use rowwise")
+    assert accumulation.startswith("training.gradient_accumulation=2: ")
+    assert optimizer.endswith("or set features.backend to local")
+    assert accumulation.endswith("or set features.backend to local")
+
+
+def test_tables_that_move_with_the_network_are_not_of_the_back_end(tmp_path: Path) -> None:
+    assert with_tables(tmp_path, training__gradient_accumulation=2).features.backend == "torchrec"
+    with pytest.raises(ConfigError, match=r"there is no such table; no table has an optimizer of its own"):
+        with_tables(tmp_path, parallel={"sharding": {"tables": {"items": "auto"}}})
+
+
+def test_vectors_of_an_export_are_named_by_their_own_field(tmp_path: Path) -> None:
+    joined = {"name": "v", "export": "e", "table": "item", "key": "item", "trainable": True, "optimizer": {"adam": {}}}
+    (problem,) = problems(tmp_path, features__backend="torchrec", features__embeddings=[joined])
+    assert problem.startswith("test: features.embeddings.v.optimizer.adam: ")

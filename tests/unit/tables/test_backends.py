@@ -9,10 +9,19 @@ import torch
 
 from rookery.errors import ConfigError, MissingExtra
 from rookery.optim.config import Adagrad, Adam, OptimizerConfig, RowwiseAdagrad, Sgd
-from rookery.tables.backends import make_tables, table_refusals
+from rookery.parallel.config import ShardingConfig
+from rookery.tables.backends import make_tables
 from rookery.tables.local import LocalTables
+from rookery.tables.plan import table_asked
+from rookery.tables.refusals import TablesAsked, table_refusals
 
 SGD = OptimizerConfig(sgd=Sgd())
+
+
+def refusals(specs, **asked):
+    fields = "model.embeddings"
+    tables = [table_asked(spec, f"{fields}.tables.{spec.name}") for spec in specs]
+    return table_refusals(TablesAsked(f"{fields}.backend", "torchrec", tables, ShardingConfig(), **asked))
 
 
 def test_local_is_made_without_torchrec(make_spec, monkeypatch):
@@ -40,7 +49,7 @@ def test_nothing_imports_torchrec_before_it_is_asked_for():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_torchrec_can_do_is_not_refused(make_spec, optimizer, dtype):
-    assert table_refusals("torchrec", [make_spec("user", optimizer, dtype=dtype)], gradient_accumulation=1) == []
+    assert refusals([make_spec("user", optimizer, dtype=dtype)]) == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +65,7 @@ def test_what_torchrec_can_do_is_not_refused(make_spec, optimizer, dtype):
     ],
 )
 def test_refusal_names_field_value_and_remedy(make_spec, optimizer, fields, refused):
-    (line,) = table_refusals("torchrec", [make_spec("user", optimizer, **fields)])
+    (line,) = refusals([make_spec("user", optimizer, **fields)])
     assert line.startswith(f"model.embeddings.tables.user.{refused}")
     assert line.endswith(", or set model.embeddings.backend to local")
 
@@ -69,7 +78,7 @@ def test_other_devices_are_refused_before_a_process_group_exists(make_spec, monk
 
 def test_every_problem_is_reported_at_once(make_spec, monkeypatch):
     specs = [make_spec("user", OptimizerConfig(adam=Adam())), make_spec("item", SGD, max_norm=1.0, embedding_dim=6)]
-    lines = table_refusals("torchrec", specs, gradient_accumulation=4)
+    lines = refusals(specs, gradient_accumulation=4)
     fields = [line.split(":")[0] for line in lines]
     assert fields == [
         "model.embeddings.tables.user.optimizer.adam",

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rookery.errors import ConfigError
 from rookery.optim.config import Adagrad, Adam, OptimizerConfig, RowwiseAdagrad, Sgd
 from rookery.parallel.config import ShardingConfig
-from rookery.tables.backends import describe_plan, make_tables, table_refusals
-from rookery.tables.plan import TablePlan, WorldShape, dealt
+from rookery.tables.backends import describe_plan, make_tables
+from rookery.tables.plan import TablePlan, dealt, table_asked
+from rookery.tables.refusals import TablesAsked, WorldShape, table_refusals
 
 SGD = OptimizerConfig(sgd=Sgd())
 ROWWISE = OptimizerConfig(rowwise_adagrad=RowwiseAdagrad())
@@ -22,7 +23,8 @@ def sharding(default=None, **tables):
 
 
 def refusals(specs, how, *shape, backend="torchrec", **asked):
-    return table_refusals(backend, specs, sharding=how, shape=WorldShape(*shape), **asked)
+    tables = [table_asked(spec, f"model.embeddings.tables.{spec.name}") for spec in specs]
+    return table_refusals(TablesAsked("model.embeddings.backend", backend, tables, how, **asked), WorldShape(*shape))
 
 
 @given(sizes=st.lists(st.integers(0, 50), max_size=12), num_hands=st.integers(1, 5))

@@ -85,9 +85,8 @@ def test_a_table_that_the_graph_does_not_have_is_refused(planted: Graph, tmp_pat
 
 def test_what_the_torchrec_back_end_cannot_do_is_refused_at_once(planted: Graph, tmp_path: Path) -> None:
     fields = {"model.embeddings.backend": "torchrec", "training.gradient_accumulation": 2}
-    config = make_config(planted, tmp_path / "run", fields, optimizer={"adam": {}}, embedding_dim=6, max_norm=1.0)
     with pytest.raises(ConfigError) as raised:
-        check_backend(config)
+        make_config(planted, tmp_path / "run", fields, optimizer={"adam": {}}, embedding_dim=6, max_norm=1.0)
     lines = str(raised.value).splitlines()
     assert len(lines) == 2 * 3 + 1  # optimizer, dimension and norm of each table; accumulation
     assert all("set model.embeddings.backend to local" in line for line in lines)
