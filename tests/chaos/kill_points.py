@@ -2,8 +2,9 @@
 
 A run is started, killed, and started again until it ends; it must end where a run ends that nothing touched. Each run
 draws where its tables are: local, or in torchrec with a kind of sharding for each. Each start draws the number of
-processes (1, 2 or 3; in every fourth run always 1), whether checkpoints are written beside training, when it is killed (uniform over the time that it
-would take) and who is (one process or all). A line of JSON a run goes to stdout, the sum of each model behind its runs.
+processes (1, 2 or 3; in about every fourth run all have 1), whether checkpoints are written beside training, when it is
+killed (uniform over the time that it would take) and who is (one process or all). A line of JSON a run goes to stdout,
+the sum of each model behind its runs.
 
 The draws of run K follow from --seed and K alone: ``--first K --points 1`` draws them again. What they hit does not:
 how far a process is after so many seconds depends on the machine.

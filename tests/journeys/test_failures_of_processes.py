@@ -32,13 +32,20 @@ VICTIMS = {
     "the chief of two": (2, [0]),
     "the other of two": (2, [1]),
     "both": (2, [0, 1]),
+    "one of three": (3, [1]),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "who"),
-    [*(("twhin", who) for who in VICTIMS), ("ranker", "the only one"), ("ranker", "the other of two")],
+    [
+        *(("twhin", who) for who in ["the only one", "the chief of two", "the other of two", "both"]),
+        ("ranker", "the only one"),
+        ("ranker", "the other of two"),
+        ("twhin in torchrec", "one of three"),
+        pytest.param("ranker in torchrec", "one of three", marks=pytest.mark.long),
+    ],
 )
 def test_kill_in_a_step(jobs: Callable[[str], Job], run: Path, model: str, who: str) -> None:
     """Those that are left end by themselves, say who is silent, and what to do."""
