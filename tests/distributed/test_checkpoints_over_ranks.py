@@ -100,7 +100,7 @@ def load_my_rows(save_dir: Path, step: int, saved_by: int) -> None:
             assert torch.equal(part, tensor[start : start + len(mine), 1:]), name
 
 
-@pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 2), (2, 1), (2, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 2), (2, 1), (2, 3), (3, 1), (3, 2), (3, 4), (4, 1), (4, 3)])
 def test_any_number_of_ranks_loads_what_any_number_saved(tmp_path: Path, saved_by: int, loaded_by: int) -> None:
     run_ranks(saved_by, save, tmp_path, 7)
     run_ranks(loaded_by, load_my_rows, tmp_path, 7, saved_by)

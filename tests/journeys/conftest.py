@@ -8,14 +8,26 @@ from pathlib import Path
 
 import pytest
 from torchrun_agents import Agents, running_agents
-from training_jobs import Job, ranker_job, twhin_job
+from training_jobs import Job, ranker_job, torchrec_ranker_job, torchrec_twhin_job, twhin_job
 
 
 @pytest.fixture(scope="session")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Job]:
-    """A job by its model. Tests write nothing where it lies."""
-    make = {"twhin": twhin_job, "ranker": ranker_job}
-    return functools.cache(lambda model: make[model](tmp_path_factory.mktemp(model)))
+    """A job by its model, with ``in torchrec`` one of sharded tables. Tests write nothing where it lies."""
+    make = {
+        "twhin": twhin_job,
+        "ranker": ranker_job,
+        "twhin in torchrec": torchrec_twhin_job,
+        "ranker in torchrec": torchrec_ranker_job,
+    }
+
+    @functools.cache
+    def job(name: str) -> Job:
+        if name.endswith("in torchrec"):
+            pytest.importorskip("fbgemm_gpu", reason="needs the cluster extra")
+        return make[name](tmp_path_factory.mktemp(name.replace(" ", "-")))
+
+    return job
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ and a ledger that proves that no row was lost or read twice.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from rookery.checkpoint.layout import checkpoint_steps
 
 
 @pytest.mark.slow
+<<<<<<< HEAD
 @pytest.mark.parametrize(("size", "rank", "is_async"), [(1, 0, False), (2, 0, False), (2, 1, True)])
 def test_no_room_for_a_checkpoint(twhin: Job, run: Path, size: int, rank: int, is_async: bool) -> None:
     """All end, one says why; what was begun is removed, earlier checkpoints are whole."""
@@ -39,9 +41,35 @@ def test_no_room_for_a_checkpoint(twhin: Job, run: Path, size: int, rank: int, i
     assert f"the checkpoint of step {5 * twhin.every_n} could not be written" in told
     assert "make room" in told
     assert load_checkpoint(run).step == 4 * twhin.every_n
+=======
+@pytest.mark.parametrize(
+    ("model", "size", "rank", "is_async"),
+    [
+        ("twhin", 1, 0, False),
+        ("twhin", 2, 0, False),
+        ("twhin", 2, 1, True),
+        ("twhin in torchrec", 2, 1, False),
+        pytest.param("twhin in torchrec", 2, 0, True, marks=pytest.mark.long),
+        pytest.param("ranker in torchrec", 2, 1, True, marks=pytest.mark.long),
+    ],
+)
+def test_no_room_for_a_checkpoint(
+    jobs: Callable[[str], Job], run: Path, model: str, size: int, rank: int, is_async: bool
+) -> None:
+    """All end with the same message; what was begun is removed, earlier checkpoints are whole."""
+    job = jobs(model)
+    faults = {rank: fault_of(job, "file", "full")}
+    said = job.run(run, size, faults, codes=[1] * size, training__checkpoint_async=is_async)
+    for each in said:
+        require_clean(each)
+        assert f"the checkpoint of step {5 * job.every_n} could not be written" in each
+        assert f"(rank {rank}: " in each or size == 1
+        assert "make room" in each
+    assert load_checkpoint(run).step == 4 * job.every_n
+>>>>>>> chaos
     assert [path.name for path in (run / "checkpoints").glob(".*")] == []
-    twhin.run(run, size)
-    require_survived(run, twhin.whole, to_the_bit=size == 1)
+    job.run(run, size)
+    require_survived(run, job.whole, to_the_bit=size == 1)
 
 
 @pytest.fixture
@@ -97,13 +125,16 @@ def fill(file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def halves(jobs: Callable[[str], Job], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Runs of one and of two processes that ended at the tenth checkpoint."""
-    job, halves = jobs("twhin"), {}
-    for size in (1, 2):
-        halves[size] = tmp_path_factory.mktemp(f"half-{size}") / "run"
-        job.run(halves[size], size, training__num_train_steps=10 * job.every_n)
-    return halves
+def half(jobs: Callable[[str], Job], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """A run by its model and number of processes that ended at the tenth checkpoint."""
+
+    @functools.cache
+    def run(model: str, size: int) -> Path:
+        job, folder = jobs(model), tmp_path_factory.mktemp("half") / "run"
+        job.run(folder, size, training__num_train_steps=10 * job.every_n)
+        return folder
+
+    return run
 
 
 def truncate(file: Path) -> None:
@@ -119,32 +150,55 @@ def flip_a_bit(file: Path) -> None:
 DAMAGES = {"truncated": truncate, "flipped": flip_a_bit, "missing": Path.unlink}
 
 
+DAMAGED = [(size, file, damage) for size, file in ((1, ""), (2, "/rank-00000")) for damage in DAMAGES]
+SHARD = "/rank-00001"
+"""What only the second process has of the tables."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint(twhin: Job, halves: dict[int, Path], run: Path, size: int, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "size", "file", "damage"),
+    [
+        *(("twhin", *case) for case in DAMAGED),
+        ("twhin in torchrec", 2, SHARD, "flipped"),
+        pytest.param("twhin in torchrec", 2, SHARD, "truncated", marks=pytest.mark.long),
+        pytest.param("twhin in torchrec", 2, SHARD, "missing", marks=pytest.mark.long),
+        pytest.param("ranker in torchrec", 2, SHARD, "flipped", marks=pytest.mark.long),
+    ],
+)
+def test_a_damaged_checkpoint(
+    jobs: Callable[[str], Job],
+    half: Callable[[str, int], Path],
+    run: Path,
+    model: str,
+    size: int,
+    file: str,
+    damage: str,
+) -> None:
     """The one before is used, and it is said loudly which file is why."""
-    shutil.copytree(halves[size], run)
-    step = 10 * twhin.every_n
-    files = sorted(checkpoint_folder(run, step).rglob("model*/*.safetensors" if size > 1 else "model.safetensors"))
-    DAMAGES[damage](files[0])
-    said = "".join(twhin.run(run, size))
-    assert f"DAMAGED CHECKPOINT {files[0]}" in said
-    assert f"going back to step {step - twhin.every_n}" in said
-    require_survived(run, twhin.whole, to_the_bit=size == 1)
+    job = jobs(model)
+    shutil.copytree(half(model, size), run)
+    step = 10 * job.every_n
+    damaged = checkpoint_folder(run, step) / f"model{file}.safetensors"
+    DAMAGES[damage](damaged)
+    said = "".join(job.run(run, size))
+    assert f"DAMAGED CHECKPOINT {damaged}" in said
+    assert f"going back to step {step - job.every_n}" in said
+    require_survived(run, job.whole, to_the_bit=size == 1)
 
 
 @pytest.mark.slow
 def test_where_all_checkpoints_are_damaged_nothing_is_started_anew(
-    twhin: Job, halves: dict[int, Path], run: Path
+    twhin: Job, half: Callable[[str, int], Path], run: Path
 ) -> None:
-    shutil.copytree(halves[1], run)
+    whole = half("twhin", 1)
+    shutil.copytree(whole, run)
     for step in checkpoint_steps(run):
         truncate(checkpoint_folder(run, step) / "state.json")
     (said,) = twhin.run(run, codes=[2])
     require_clean(said)
     assert "every checkpoint is damaged" in said
-    assert checkpoint_steps(run) == checkpoint_steps(halves[1])
+    assert checkpoint_steps(run) == checkpoint_steps(whole)
 
 
 # -- damaged data -----------------------------------------------------------------------------------------------------

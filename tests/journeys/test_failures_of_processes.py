@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faults import Place
@@ -33,13 +32,20 @@ VICTIMS = {
     "the chief of two": (2, [0]),
     "the other of two": (2, [1]),
     "both": (2, [0, 1]),
+    "one of three": (3, [1]),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "who"),
-    [*(("twhin", who) for who in VICTIMS), ("ranker", "the only one"), ("ranker", "the other of two")],
+    [
+        *(("twhin", who) for who in ["the only one", "the chief of two", "the other of two", "both"]),
+        ("ranker", "the only one"),
+        ("ranker", "the other of two"),
+        ("twhin in torchrec", "one of three"),
+        pytest.param("ranker in torchrec", "one of three", marks=pytest.mark.long),
+    ],
 )
 def test_kill_in_a_step(jobs: Callable[[str], Job], run: Path, model: str, who: str) -> None:
     """Those that are left end by themselves, say who is silent, and what to do."""
@@ -132,28 +138,22 @@ def test_a_process_that_hangs_is_named(twhin: Job, run: Path, gate: Path, rank: 
     require_survived(run, twhin.whole, to_the_bit=False)
 
 
-SHARDED = {
-    "model__embeddings__backend": "torchrec",
-    "model__embeddings__tables__*__embedding_dim": 8,
-    "model__embeddings__tables__*__optimizer": "{rowwise_adagrad: {lr: 0.05}}",
-    "training__gradient_accumulation": 1,
-}
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_hangs_while_ids_travel_is_named(twhin: Job, run: Path, gate: Path, rank: int) -> None:
+def test_a_process_that_hangs_while_ids_travel_is_named(
+    jobs: Callable[[str], Job], run: Path, gate: Path, rank: int
+) -> None:
     """Tables are sharded: in the step that it hangs in, the ids of the next one are on their way."""
-    pytest.importorskip("fbgemm_gpu", reason="needs the cluster extra")
-    require_named(twhin, run, gate, rank, **SHARDED)
-    twhin.run(run, 2, **SHARDED)
-    assert load_checkpoint(run).step == twhin.num_steps
+    job = jobs("twhin in torchrec")
+    require_named(job, run, gate, rank)
+    job.run(run, 2)
+    require_survived(run, job.whole, to_the_bit=False)
 
 
-def require_named(twhin: Job, run: Path, gate: Path, rank: int, **changes: Any) -> None:
+def require_named(job: Job, run: Path, gate: Path, rank: int) -> None:
     """Of two processes one hangs; the other ends and names it."""
-    held = fault_of(twhin, "step", "hold", gate)
-    commands = twhin.start(run, 2, {rank: held}, parallel__timeout_s=6, **changes)
+    held = fault_of(job, "step", "hold", gate)
+    commands = job.start(run, 2, {rank: held}, parallel__timeout_s=6)
     try:
         wait_for(held.reached.exists, commands)
         time.sleep(2.5)  # it tells where it is once a second

@@ -86,13 +86,27 @@ def test_a_machine_that_dies_and_comes_again(twhin: Job, run: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_process_that_died(twhin: Job, run: Path, tmp_path: Path, agents: Agents) -> None:
-    launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    agent = agents.start(launch, twhin.arguments(run, 2), tmp_path / "agent")
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("twhin", 2),
+        pytest.param("twhin in torchrec", 3, marks=pytest.mark.long),
+        pytest.param("ranker in torchrec", 3, marks=pytest.mark.long),
+    ],
+)
+def test_torchrun_restarts_a_process_that_died(
+    jobs: Callable[[str], Job], run: Path, tmp_path: Path, agents: Agents, model: str, size: int
+) -> None:
+    """Of three one has shards that nobody else has."""
+    job = jobs(model)
+    launch = ["--standalone", f"--nproc-per-node={size}", "--max-restarts=1"]
+    agent = agents.start(launch, job.arguments(run, size), tmp_path / "agent")
     agents.wait_until(lambda: checkpoint_steps(run))
     os.kill(agent.children()[-1], signal.SIGKILL)
+    died_at = last_step(run)
     agent.finish()
-    require_survived(run, twhin.whole, to_the_bit=False)
+    assert died_at < job.num_steps
+    require_survived(run, job.whole, to_the_bit=False)
 
 
 @pytest.mark.slow

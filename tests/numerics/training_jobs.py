@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from faults import Action, Fault, Place
 from forked_commands import TIMEOUT_S, Command, end, start_commands
-from planted_impressions import planted_config, planted_log, write_log, write_vectors
+from planted_impressions import planted_config, planted_log, planted_settings, write_log, write_vectors
 from small_graph import make_config, planted_splits, write_graph
 from survived_runs import last_step
 
@@ -35,6 +36,8 @@ class Job:
     num_steps: int
     every_n: int
     """Steps between two checkpoints."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that every start sets, by path with ``__`` for the dot; the untouched run was without."""
 
     @property
     def whole(self) -> Path:
@@ -42,7 +45,8 @@ class Job:
         return self.config.parent / "whole"
 
     def arguments(self, save_dir: Path, size: int = 1, **changes: Any) -> list[str]:
-        """Of the command; ``changes`` replace fields by path, with ``__`` for the dot."""
+        """Of the command; ``changes`` replace fields by path, as ``settings`` do."""
+        changes = {**self.settings, **changes}
         if self.model == "twhin":
             changes = {"train_data__per_replica_batch_size": self.batch_size // size, **changes}
         settings = [f"--set={name.replace('__', '.')}={value}" for name, value in changes.items()]
@@ -52,6 +56,12 @@ class Job:
         self, save_dir: Path, size: int = 1, faults: Mapping[int, Fault] | None = None, **changes: Any
     ) -> list[Command]:
         return start_commands(self.arguments(save_dir, size, **changes), self.new_streams(), size, faults)
+
+    def in_torchrec(self, kinds: Mapping[str, str]) -> Job:
+        """The same with tables in torchrec, each lying over the processes as ``kinds`` says."""
+        place = {"twhin": "model__embeddings", "ranker": "features"}[self.model]
+        sharded = {f"{place}__backend": "torchrec", "parallel__sharding__tables": json.dumps(dict(kinds))}
+        return replace(self, settings={**self.settings, **sharded})
 
     def new_streams(self) -> Path:
         """A folder for what processes say, not where a disk may be full."""
@@ -118,7 +128,46 @@ def run_whole(folder: Path, config: TwhinConfig | RankerConfig) -> Job:
     return job
 
 
-def twhin_job(folder: Path) -> Job:
+TORCHREC_TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "twhin": {"user": {"adagrad": {"lr": 0.05}}, "item": {"rowwise_adagrad": {"lr": 0.05}}},
+    "ranker": {
+        "countries": {"rowwise_adagrad": {"lr": 0.05}},
+        "hours": {"adagrad": {"lr": 0.1}},
+        "categories": {"sgd": {"lr": 0.1}},
+        "items": {"sgd": {"lr": 0.1}},
+    },
+}
+"""By model and table the optimizer where torchrec holds the tables: fbgemm has these."""
+TORCHREC_DIM = 24
+"""Columns that one, two and three processes can share."""
+TORCHREC_KINDS = {
+    "twhin": {"user": "column_wise", "item": "row_wise"},
+    "ranker": {"countries": "row_wise", "hours": "table_wise", "categories": "column_wise", "items": "table_row_wise"},
+}
+
+
+def torchrec_twhin_job(folder: Path) -> Job:
+    """``twhin_job`` with sharded tables, which collect no gradients; the untouched run has local ones."""
+    tables = {
+        f"model.embeddings.tables.{place}.{name}": value
+        for place, optimizer in enumerate(TORCHREC_TABLES["twhin"].values())
+        for name, value in (("optimizer", optimizer), ("embedding_dim", TORCHREC_DIM))
+    }
+    job = twhin_job(folder, {"training.gradient_accumulation": 1, **tables})
+    return job.in_torchrec(TORCHREC_KINDS["twhin"])
+
+
+def torchrec_ranker_job(folder: Path) -> Job:
+    """``ranker_job`` with sharded tables; the untouched run has local ones."""
+    optimizers = TORCHREC_TABLES["ranker"]
+    tables = [
+        {**table, "embedding_dim": TORCHREC_DIM, "optimizer": optimizers[table["name"]]}
+        for table in planted_settings(folder, folder)["features"]["tables"]
+    ]
+    return ranker_job(folder, features__tables=tables).in_torchrec(TORCHREC_KINDS["ranker"])
+
+
+def twhin_job(folder: Path, changes: Mapping[str, Any] | None = None) -> Job:
     """Moments, a schedule, accumulated batches, the best validation, drawn negatives; 270 edges in 39 row groups."""
     graph = write_graph(folder / "graph", planted_splits(300), num_files=3, row_group_size=7)
     num_steps = 90
@@ -138,11 +187,12 @@ def twhin_job(folder: Path) -> Job:
         "train_data.negative_alpha": 0.5,
         "train_data.buffer_rows": 120,
         "parallel": {"num_lanes": NUM_LANES, "timeout_s": 60},
+        **(changes or {}),
     }
     return run_whole(folder, make_config(graph, folder / "unused", fields))
 
 
-def ranker_job(folder: Path, num_steps: int = 48) -> Job:
+def ranker_job(folder: Path, num_steps: int = 48, **changes: Any) -> Job:
     """Tables of every kind, joined vectors, batch normalisation, down-sampling, learned task weights, averaged weights;
     1,800 rows in 21 row groups.
     """
@@ -169,5 +219,6 @@ def ranker_job(folder: Path, num_steps: int = 48) -> Job:
         optimizer__single_task_learning_rate={"linear_ramp_to_cosine": ramp},
         parallel={"num_lanes": NUM_LANES, "timeout_s": 60},
         runtime={"device": "cpu", "num_threads": 1},
+        **changes,
     )
     return run_whole(folder, config)

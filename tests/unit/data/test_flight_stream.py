@@ -83,8 +83,7 @@ def test_closing_ends_a_wait_for_a_reader_that_hangs(rows: Rows) -> None:
         closer.start()
         began = time.monotonic()
         with pytest.raises(Closed):
-            for _ in range(20):
-                next(remote)
+            list(itertools.islice(remote, 20))
         assert time.monotonic() - began < 2
         closer.join()
 
