@@ -18,6 +18,7 @@ from rookery.checkpoint.files import State
 from rookery.data.prefetch import Prefetcher, Prepared, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import PeerFailed, RookeryError, TrainingError, UserError
+from rookery.parallel.collectives import failed_collective
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import gather_objects, is_broken_message, is_chief, rank, share_object, world_size
@@ -424,8 +425,10 @@ def _told_of_others(heartbeat: Heartbeat) -> Iterator[None]:
             if world_size() == 1 or not is_broken_message(error):
                 raise
             problem = str(error).splitlines()[0]
+            collective = failed_collective(error)
+            told = "" if collective is None else f" in {collective}"
             raise TrainingError(
-                f"rank {rank()} waited in vain for the others: {problem}\n{heartbeat.whereabouts()}\n"
+                f"rank {rank()} waited in vain for the others{told}: {problem}\n{heartbeat.whereabouts()}\n"
                 "the newest checkpoint is whole: start the run again. Of a process that hangs, py-spy dump --pid PID "
                 "shows the line; where it was only slow, raise parallel.timeout_s"
             ) from error
