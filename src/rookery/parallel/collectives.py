@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from torch._C._distributed_c10d import OpType  # type: ignore[attr-defined]
-from torch.distributed import Work, distributed_c10d  # type: ignore[attr-defined]
+from torch.distributed import Work, distributed_c10d
 
 # Where DistributedDataParallel waits outside of Python.
 _OF_GRADIENTS = {
@@ -39,7 +39,7 @@ def _awaited(frame: FrameType) -> Iterator[Work]:
 
 
 def _kind(work: Work, frame: FrameType) -> str:
-    kind: str = OpType(work._get_op_type()).name  # noqa: SLF001
+    kind: str = OpType(work._get_op_type()).name  # type: ignore[attr-defined]  # noqa: SLF001
     if kind == "UNKNOWN":  # gloo does not say of all; torchrec's classes are called by what they wait for
         waiting = frame.f_locals.get("self", frame.f_locals.get("ctx"))
         return re.split("Awaitable|_Wait|_Req", type(waiting).__name__)[0]
