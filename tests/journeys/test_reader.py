@@ -112,7 +112,7 @@ def test_a_token_is_demanded_for_any_other_address_and_of_every_trainer(twhin: J
     command = [sys.executable, "-m", "rookery", "reader", str(twhin.config), "--listen", "0.0.0.0:0"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: host=0.0.0.0: others can reach this address; name a file with a token")
+    assert refused.stderr.startswith("error: --listen=0.0.0.0: others can reach this address; name a file with a token")
     (tmp_path / "token").write_text("0123456789abcdef")
     with reading(twhin, "--token-file", tmp_path / "token") as readers:
         (said,) = twhin.run(tmp_path / "run", codes=[2], **settings(readers))

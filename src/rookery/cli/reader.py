@@ -49,7 +49,7 @@ def _reader(
     from rookery.data.flight_server import ReaderServer
 
     host, port = _host_and_port(listen)
-    token = find_token(host, token_file, os.environ)
+    token = find_token(host, token_file, os.environ, given_as="--listen")
     certificate = _certificate(tls_cert, tls_key)
     source = _source(config, save_dir, overrides or [])
     scheme = "grpc" if certificate is None else "grpc+tls"
@@ -91,9 +91,30 @@ def _certificate(cert: Path | None, key: Path | None) -> tuple[bytes, bytes] | N
     if cert is None or key is None:
         raise ConfigError("--tls-cert and --tls-key: give both, or neither")
     try:
-        return cert.read_bytes(), key.read_bytes()
+        pair = cert.read_bytes(), key.read_bytes()
     except OSError as error:
         raise ConfigError(f"--tls-cert, --tls-key: cannot be read ({error})") from error
+    _require_pair(cert, key)
+    return pair
+
+
+def _require_pair(cert: Path, key: Path) -> None:
+    """Raise ``ConfigError`` for files that Arrow Flight would refuse without a word about them."""
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
+    except ssl.SSLError as error:
+        raise ConfigError(f"--tls-cert {cert}: no certificate in PEM ({error}); write one, or a chain") from error
+    try:
+        # Without a password it would be asked for at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(
+                f"--tls-key {key}: not the key of --tls-cert {cert}; give the one made with it"
+            ) from error
+        raise ConfigError(f"--tls-key {key}: no key in PEM without a password ({error}); write one") from error
 
 
 def _source(path: Path, save_dir: Path | None, overrides: list[str]) -> Source:

@@ -38,16 +38,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def find_token(host: str, token_file: Path | None, environment: Mapping[str, str]) -> Token | None:
+def find_token(
+    host: str, token_file: Path | None, environment: Mapping[str, str], *, given_as: str = "host"
+) -> Token | None:
     """The token of a server at ``host``, None where only this machine reaches it and none is given.
+
+    ``given_as`` is what the user calls the host: a field or a flag.
 
     Raises ``ConfigError`` as ``find_secret`` does, and where a token is missing.
     """
     secret = find_secret(token_file, environment)
     if secret is None and not is_loopback(host):
         raise ConfigError(
-            f"host={host}: others can reach this address; name a file with a token (token_file, --token-file), "
-            f"set {VARIABLE}, or leave host out for 127.0.0.1"
+            f"{given_as}={host}: others can reach this address; name a file with a token (token_file, --token-file), "
+            f"set {VARIABLE}, or leave {given_as} out for 127.0.0.1"
         )
     return None if secret is None else Token(secret)
 

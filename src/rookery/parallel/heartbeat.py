@@ -17,6 +17,7 @@ from typing_extensions import Self
 from rookery.parallel.world import CHIEF, rank, world_size
 
 _BEAT_S = 1.0
+_SILENT_BEATS = 3
 _ASK_S = 5.0
 
 
@@ -27,11 +28,14 @@ class Place:
     step: int
     part: str
     seconds: float
-    told: float
-    """When it said so, by its own clock that never goes back."""
+    beats: int
+    """How often it has said so."""
+    chief_beats: int
+    """How often it had heard the chief by then: a time that all share, for clocks of machines differ."""
+    has_ended: bool = False
 
     def __str__(self) -> str:
-        return f"{self.part} of step {self.step:,} for {self.seconds:.0f} s"
+        return f"{self.part} of step {self.step:,}"
 
 
 class Heartbeat:
@@ -43,6 +47,8 @@ class Heartbeat:
     def __init__(self) -> None:
         self._is_alone = world_size() == 1
         self._step, self._part, self._since = 0, "start", time.monotonic()
+        self._beats = self._chief_beats = 0
+        self._chief_heard = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,43 +73,66 @@ class Heartbeat:
             self._thread.join(timeout=_ASK_S)
 
     def whereabouts(self) -> str:
-        """A line for each process: where it is, and whether it still says so. Takes two beats, or 12 s where the chief,
-        which keeps what they say, does not answer.
+        """A line for each process: where it is, whether it has ended, or since when it says nothing.
+
+        Takes three beats, or 13 s where the chief, which keeps what they say, does not answer.
         """
         lines: list[str] = []
         # In a thread: a store whose process hangs is waited for without end, whatever its timeout is.
-        asking = threading.Thread(target=lambda: lines.append(self._ask()), name="whereabouts", daemon=True)
+        asking = threading.Thread(target=lambda: lines.extend(self._ask()), name="whereabouts", daemon=True)
         asking.start()
-        asking.join(2 * _BEAT_S + 2 * _ASK_S)
+        asking.join(_SILENT_BEATS * _BEAT_S + 2 * _ASK_S)
         if lines:
-            return lines[0]
-        here = Place(self._step, self._part, time.monotonic() - self._since, 0.0)
-        return f"rank {CHIEF}: does not answer, and keeps what the others say\nrank {rank()}: in {here}"
+            return "\n".join(lines)
+        return f"rank {CHIEF}: does not answer, and keeps what the others say\nrank {rank()}: in {self._here()}"
 
-    def _ask(self) -> str:
+    def _ask(self) -> list[str]:
+        """Nothing where the store is gone."""
         first = {number: self._place_of(number) for number in range(world_size())}
-        time.sleep(2 * _BEAT_S)
-        lines = []
-        for number, before in first.items():
-            now = self._place_of(number)
-            if before is None or now is None:
-                lines.append(f"rank {number}: not heard of")
-            elif now.told == before.told and number != rank():
-                lines.append(f"rank {number}: silent, last in {now}")
-            else:
-                lines.append(f"rank {number}: in {now}")
-        return "\n".join(lines)
+        time.sleep(_SILENT_BEATS * _BEAT_S)
+        now = {number: self._place_of(number) for number in first}
+        if now[rank()] is None:
+            return []
+        return [f"rank {number}: {self._said(number, first[number], place)}" for number, place in now.items()]
+
+    def _said(self, number: int, before: Place | None, now: Place | None) -> str:
+        if number == rank():
+            return f"in {self._here()}"
+        if before is None or now is None:
+            return "not heard of"
+        if now.has_ended:
+            return f"has ended, in {now}"
+        if now.beats > before.beats:
+            return f"in {now} for {now.seconds:.0f} s"
+        return f"silent for {self._silence_s(now):.0f} s, last heard of in {now}"
+
+    def _silence_s(self, place: Place) -> float:
+        """Since a process told its place: the beats that the chief has had since, and the silence of its own."""
+        chief_silence_s = time.monotonic() - self._chief_heard
+        beats_since = (self._chief_beats - place.chief_beats) * _BEAT_S
+        return beats_since + (chief_silence_s if chief_silence_s > _SILENT_BEATS * _BEAT_S else 0.0)
+
+    def _here(self) -> str:
+        return f"{self._part} of step {self._step:,} for {time.monotonic() - self._since:.0f} s"
 
     def _beat(self) -> None:
-        while not self._stop.wait(_BEAT_S):
-            try:
+        try:
+            while not self._stop.wait(_BEAT_S):
+                self._hear_chief()
                 self._tell()
-            except RuntimeError:  # the store is gone, and with it whoever could ask
-                return
+            self._tell(has_ended=True)
+        except RuntimeError:  # the store is gone, and with it whoever could ask
+            return
 
-    def _tell(self) -> None:
-        now = time.monotonic()
-        place = Place(self._step, self._part, now - self._since, now)
+    def _hear_chief(self) -> None:
+        chief = self._place_of(CHIEF)
+        if chief is not None and chief.beats > self._chief_beats:
+            self._chief_beats, self._chief_heard = chief.beats, time.monotonic()
+
+    def _tell(self, *, has_ended: bool = False) -> None:
+        self._beats += 1
+        seconds = time.monotonic() - self._since
+        place = Place(self._step, self._part, seconds, self._beats, self._chief_beats, has_ended)
         self._store.set(_key(rank()), json.dumps(asdict(place)))
 
     def _place_of(self, number: int) -> Place | None:

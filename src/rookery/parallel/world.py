@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rookery.errors import PeerFailed, RookeryError, UserError
+from rookery.parallel.collectives import failed_collective
 from rookery.parallel.meeting import is_store_kept, own_store
 
 S = TypeVar("S")
@@ -230,10 +231,11 @@ def losses_told() -> Iterator[None]:
     except RuntimeError as error:
         if os.environ.get("WORLD_SIZE", "1") == "1" or not is_broken_message(error):
             raise
+        collective = failed_collective(error) or "a message"
         raise PeerFailed(
             f"rank {os.environ['RANK']}: another process is gone, or did not answer within parallel.timeout_s "
-            f"({str(error).splitlines()[0]}); see what the others said, and start all of them again: they go on from "
-            "the newest checkpoint"
+            f"({collective}: {str(error).splitlines()[0]}); see what the others said, and start all of them again: "
+            "they go on from the newest checkpoint"
         ) from error
 
 

@@ -17,6 +17,7 @@ from rookery.checkpoint.files import State
 from rookery.data.prefetch import Batches, Prefetcher, Prepared, Unprefetched, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import PeerFailed, TrainingError, UserError
+from rookery.parallel.collectives import failed_collective
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import (
@@ -467,12 +468,13 @@ def _told_of_others(heartbeat: Heartbeat) -> Iterator[None]:
         except RuntimeError as error:
             if world_size() == 1 or not is_broken_message(error):
                 raise
-            raise _waited_in_vain(heartbeat, str(error).splitlines()[0]) from error
+            raise _waited_in_vain(heartbeat, str(error).splitlines()[0], failed_collective(error)) from error
 
 
-def _waited_in_vain(heartbeat: Heartbeat, problem: str) -> TrainingError:
+def _waited_in_vain(heartbeat: Heartbeat, problem: str, collective: str | None = None) -> TrainingError:
+    told = "" if collective is None else f" in {collective}"
     return TrainingError(
-        f"rank {rank()} waited in vain for the others: {problem}\n{heartbeat.whereabouts()}\n"
+        f"rank {rank()} waited in vain for the others{told}: {problem}\n{heartbeat.whereabouts()}\n"
         "the newest checkpoint is whole: start the run again. Of a process that hangs, py-spy dump --pid PID "
         "shows the line; where it was only slow, raise parallel.timeout_s"
     )
