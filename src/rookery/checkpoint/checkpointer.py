@@ -266,4 +266,4 @@ def _read(folder: Path, remedy: str) -> Checkpoint:
     try:
         return read_checkpoint(folder)
     except DamagedCheckpoint as damage:
-        raise DamagedCheckpoint(f"{damage}; this checkpoint is damaged: {remedy}") from damage
+        raise DamagedCheckpoint(damage.damage, f"this checkpoint is damaged: {remedy}") from damage

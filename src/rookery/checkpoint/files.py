@@ -39,9 +39,13 @@ _READ_BYTES = 1 << 22
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A stored checkpoint is not what was written: which file, and what differs."""
+    """A stored checkpoint is not what was written: which file, and what differs, without ``remedy``, is ``damage``."""
 
     exit_code = 2  # the user can restore it, or name another one
+
+    def __init__(self, damage: str, remedy: str = "") -> None:
+        super().__init__(f"{damage}; {remedy}" if remedy else damage)
+        self.damage = damage
 
 
 @dataclass(frozen=True)

@@ -60,4 +60,6 @@ def parse_checkpoint(text: str) -> Literal["auto", "latest", "best"] | int:
 def describe_followed(followed: Mapping[str, Any]) -> str:
     """How following a run ended, in a line."""
     reason = "its training is done" if followed["reason"] == "finished" else "no further checkpoint came in time"
-    return f"{followed['run']}: measured on {followed['split']}: {len(followed['evaluated'])} new checkpoints; {reason}"
+    damaged = f", and {len(followed['damaged'])} damaged ones passed over" if followed["damaged"] else ""
+    measured = f"{len(followed['evaluated'])} new checkpoints{damaged}"
+    return f"{followed['run']}: measured on {followed['split']}: {measured}; {reason}"

@@ -148,20 +148,12 @@ def share_object(mine: T, sender: int = CHIEF) -> T:
     return shared[0]  # type: ignore[no-any-return]
 
 
-def gather_whole(mine: T, *, is_whole: bool) -> list[T]:
-    """``gather_objects`` of each process's share of some work; ``Abandoned`` on all of them where one is not whole."""
-    shares = gather_objects((mine, is_whole))
-    if not all(is_whole for _, is_whole in shares):
-        raise Abandoned
-    return [share for share, _ in shares]
-
-
 class Abandoned(Exception):
     """Work that the processes share was given up, by all of them."""
 
 
 IsUnwanted = Callable[[], bool]
-"""Whether work may be given up; looked at again and again while it is done."""
+"""Whether work may be given up, as far as this process knows: looked at again and again, and once true for good."""
 
 
 def never() -> bool:
@@ -169,16 +161,23 @@ def never() -> bool:
     return False
 
 
+def gather_wanted(mine: T, is_unwanted: IsUnwanted) -> list[T]:
+    """``gather_objects`` of shares of some work; ``Abandoned`` on all processes where one of them calls it unwanted."""
+    shares = gather_objects((mine, is_unwanted()))
+    if any(is_unwanted for _, is_unwanted in shares):
+        raise Abandoned
+    return [share for share, _ in shares]
+
+
 def spread(items: Sequence[S], function: Callable[[S], T], is_unwanted: IsUnwanted = never) -> list[T]:
     """``function`` of every item, in order, on all processes; each computes its part of them.
 
     ``items`` and the order are the same everywhere. Results are pickled: for processes of one run alone. Raises
-    ``Abandoned``, on all of them, where a process had items left when its own ``is_unwanted`` came true.
+    ``Abandoned`` on all of them where one calls the work unwanted: it leaves its own items, the others finish theirs.
     """
     size = world_size()
-    mine = items[rank() :: size]
-    results = [function(item) for item in takewhile(lambda _: not is_unwanted(), mine)]
-    parts = gather_whole(results, is_whole=len(results) == len(mine))
+    mine = takewhile(lambda _: not is_unwanted(), items[rank() :: size])
+    parts = gather_wanted([function(item) for item in mine], is_unwanted)
     return [parts[place % size][place // size] for place in range(len(items))]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from rookery.config.suggest import did_you_mean
 from rookery.errors import TrainingError, UserError
 from rookery.metrics.engagement import METRICS, EngagementMeter, EngagementMetrics, MeasureOptions, TaskMetrics
 from rookery.metrics.engagement_rows import EngagementRows
-from rookery.parallel.world import IsUnwanted, gather_whole, never
+from rookery.parallel.world import IsUnwanted, gather_wanted, never
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
@@ -109,20 +110,16 @@ def _measure(
     tasks = config.validation_data[split].tasks or config.evaluation.tasks or model.tasks
     meter = EngagementMeter(tasks, tuple(each.name for each in config.evaluation.stratifiers))
     places = torch.tensor([model.tasks.index(task) for task in tasks])
-    is_whole = True
-    for batch in batches:
-        if is_unwanted():
-            is_whole = False
-            break
+    for batch in takewhile(lambda _: not is_unwanted(), batches):
         meter.update(_measured_rows(config, model, batch, places))
-    meter = _of_all_processes(meter, is_whole=is_whole)
+    meter = _of_all_processes(meter, is_unwanted)
     options = MeasureOptions(config.evaluation.num_bins, num_bootstrap, config.runtime.seed)
     whole, strata = meter.compute(options)
     return Evaluation(split, whole, strata)
 
 
-def _of_all_processes(mine: EngagementMeter, *, is_whole: bool) -> EngagementMeter:
-    meter, *others = gather_whole(mine, is_whole=is_whole)
+def _of_all_processes(mine: EngagementMeter, is_unwanted: IsUnwanted) -> EngagementMeter:
+    meter, *others = gather_wanted(mine, is_unwanted)
     for other in others:
         meter.merge(other)
     return meter

@@ -1,6 +1,7 @@
 """Evaluations that a run keeps, one file a checkpoint and partition: what is measured already is not measured again.
 
 RUN/evaluations/test/step-000001000.json
+RUN/evaluations/test/step-000002000.damaged      of a checkpoint that could not be read: what is wrong with it
 """
 
 from __future__ import annotations
@@ -60,6 +61,22 @@ def evaluated_steps(run: Path, split: str) -> list[int]:
     """Steps whose evaluation is kept, ascending."""
     names = (path.stem.removeprefix(_PREFIX) for path in evaluation_folder(run, split).glob(f"{_PREFIX}*.json"))
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def mark_unreadable(run: Path, split: str, step: int, problem: str) -> Path:
+    """Note beside the evaluations what is wrong with a checkpoint. ``UserError`` where the run cannot be written."""
+    path = _mark_path(run, split, step)
+    write_text(path, problem + "\n", IN_RUN)
+    return path
+
+
+def unmark_unreadable(run: Path, split: str, step: int) -> None:
+    """A checkpoint that could not be read was restored, and measured."""
+    _mark_path(run, split, step).unlink(missing_ok=True)
+
+
+def _mark_path(run: Path, split: str, step: int) -> Path:
+    return evaluation_path(run, split, step).with_suffix(".damaged")
 
 
 def evaluation_path(run: Path, split: str, step: int) -> Path:

@@ -6,6 +6,7 @@ run on this machine, where the evaluations stay.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,16 @@ from typing import Any
 
 from rookery.checkpoint.checkpointer import checkpoint_state
 from rookery.checkpoint.fetch import local_copy, local_folder, published_steps
+from rookery.checkpoint.files import DamagedCheckpoint
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.errors import CheckpointError, RunNotFound
 from rookery.storage.location import Location
 from rookery.storage.remote import require_bucket
 from rookery.train.best import BestTracker
 from rookery.train.config import TrainingConfig
-from rookery.train.evaluations import evaluated_steps
+from rookery.train.evaluations import evaluated_steps, mark_unreadable, unmark_unreadable
+
+logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S, _LIST_EVERY_S = 1.0, 10.0
 """Into a folder; at a URL, where each listing is paid for."""
@@ -67,12 +71,16 @@ def measured_while_there(run: Location, step: int, measure: Callable[[Path, int]
 def is_last(run: Location, step: int, training: Callable[[Path], TrainingConfig]) -> bool:
     """Whether training takes no step behind this checkpoint: all are taken, or it was stopped early.
 
-    ``training`` reads the configuration in a run's folder. A checkpoint that is gone was not the last.
+    ``training`` reads the configuration in a run's folder. A checkpoint that is gone was not the last; of a damaged one
+    only the configuration tells.
     """
     state: dict[str, Any] = {}
-    is_there = step in _steps(run) and measured_while_there(
-        run, step, lambda folder, step: state.update(checkpoint_state(folder, step))
-    )
+    try:
+        is_there = step in _steps(run) and measured_while_there(
+            run, step, lambda folder, step: state.update(checkpoint_state(folder, step))
+        )
+    except DamagedCheckpoint:
+        return step >= (training(local_folder(run)).num_train_steps or math.inf)
     if not is_there:
         return False
     config = training(local_folder(run))
@@ -98,20 +106,44 @@ def follow(
     """Measure every checkpoint of a run in training that has no evaluation yet; stop behind its last one.
 
     ``training`` reads the configuration in a run's folder; ``measure`` leaves the evaluation there. Stops too when
-    ``timeout_s`` pass without a new checkpoint; raises ``RunNotFound`` when not one came. Returns the steps that were
-    measured, and why it ended.
+    ``timeout_s`` pass without a new checkpoint; raises ``RunNotFound`` when not one came. A damaged one is warned of,
+    marked and passed over; ``DamagedCheckpoint`` when it was the last that came. Returns the steps that were measured,
+    those that are damaged, and why it ended.
     """
     evaluated: list[int] = []
-    came = False
-    for step in new_checkpoints(run, timeout_s=timeout_s):
-        came = True
-        if step not in evaluated_steps(local_folder(run), split) and measured_while_there(run, step, measure):
-            evaluated.append(step)
-        if is_last(run, step, training):
-            return {"run": str(run), "split": split, "evaluated": evaluated, "reason": "finished"}
-    if not came:
+    damaged: list[int] = []
+    newest: int | None = None
+    reason = "timeout"
+    for newest in new_checkpoints(run, timeout_s=timeout_s):
+        try:
+            if newest not in evaluated_steps(local_folder(run), split) and measured_while_there(run, newest, measure):
+                evaluated.append(newest)
+                unmark_unreadable(local_folder(run), split, newest)
+        except DamagedCheckpoint as damage:
+            damaged.append(newest)
+            _pass_over(run, split, newest, damage)
+        if is_last(run, newest, training):
+            reason = "finished"
+            break
+    if newest is None:
         raise RunNotFound(f"{run}: no checkpoint came within {timeout_s:g} s; start its training, or wait longer")
-    return {"run": str(run), "split": split, "evaluated": evaluated, "reason": "timeout"}
+    if newest in damaged:
+        raise DamagedCheckpoint(
+            f"{run}: the checkpoint of step {newest}, the last that came, is damaged and was not measured; restore it "
+            "from a backup, or delete it and let training go on from the one before, then start this command again: it "
+            "measures what is not measured yet"
+        )
+    return {"run": str(run), "split": split, "evaluated": evaluated, "damaged": damaged, "reason": reason}
+
+
+def _pass_over(run: Location, split: str, step: int, damage: DamagedCheckpoint) -> None:
+    """Say, and note in the run, that a checkpoint was not measured because it is damaged."""
+    note = mark_unreadable(local_folder(run), split, step, damage.damage)
+    logger.warning(
+        "DAMAGED CHECKPOINT %s; step %d of %s is not measured, which %s notes. Restore it from a backup and start this "
+        "command again to have it measured",
+        damage.damage, step, run, note,
+    )  # fmt: skip
 
 
 def _steps(run: Location) -> list[int]:

@@ -80,6 +80,16 @@ def test_following_measures_each_checkpoint_once_and_stops_behind_the_last(run: 
     assert "AUROC on test" in page  # over the evaluated steps, beside what training measured
 
 
+def test_following_passes_over_a_damaged_checkpoint(run: Path) -> None:
+    file = run / "checkpoints" / "step-000000040" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    steps, result = followed(run)
+    assert steps == result["evaluated"] == [20, 60]
+    assert (result["damaged"], result["reason"]) == ([40], "finished")
+
+
 def test_the_last_step_of_epochs_is_known(trained: Path, tmp_path: Path) -> None:
     # 3,000 rows in batches of 200: 15 batches an epoch.
     ends = (f"training.save_dir={tmp_path / 'run'}", "training.num_train_steps=null", "training.num_epochs=2")
@@ -88,6 +98,7 @@ def test_the_last_step_of_epochs_is_known(trained: Path, tmp_path: Path) -> None
         "run": str(tmp_path / "run"),
         "split": "test",
         "evaluated": [20, 30],
+        "damaged": [],
         "reason": "finished",
     }
     config = tmp_path / "run" / "config.yaml"

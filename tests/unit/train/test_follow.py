@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 import threading
 import time
@@ -12,13 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rookery.checkpoint.checkpointer import Checkpointer, checkpoint_state
+from rookery.checkpoint.checkpointer import Checkpointer, checkpoint_state, load_checkpoint
 from rookery.checkpoint.fetch import local_folder
+from rookery.checkpoint.files import DamagedCheckpoint
 from rookery.checkpoint.publish import Publisher
 from rookery.errors import RunNotFound
 from rookery.storage.location import RemotePath
+from rookery.storage.remote import get, put
 from rookery.train.config import EarlyStopping, KeepBest, TrainingConfig
-from rookery.train.evaluations import write_evaluation
+from rookery.train.evaluations import evaluated_steps, evaluation_folder, write_evaluation
 from rookery.train.follow import follow, is_last, measured_while_there, new_checkpoints
 
 
@@ -133,3 +137,81 @@ def test_a_published_run_is_fetched_as_it_comes(tmp_path: Path, monkeypatch: pyt
     followed = follow(url, "test", training(), measure, timeout_s=20)
     assert measured == followed["evaluated"] == [20, 40, 100]
     assert (followed["run"], followed["reason"]) == (str(url), "finished")
+
+
+def flip(run: Path | RemotePath, step: int, scratch: Path, name: str = "model.safetensors") -> None:
+    """Change a bit of a file of a checkpoint."""
+    place = run / "checkpoints" / f"step-{step:09d}" / name
+    file = scratch / "flipped" if isinstance(place, RemotePath) else place
+    if isinstance(place, RemotePath):
+        get(place, file)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if isinstance(place, RemotePath):
+        put(file, place)
+
+
+def measure(run: Path, step: int) -> None:
+    load_checkpoint(run, step)
+    write_evaluation(run, "test", step, {})
+
+
+@pytest.fixture(params=["path", "URL"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | RemotePath:
+    """A run with checkpoints of the steps 20, 40, … 100, the last of its configuration."""
+    monkeypatch.setenv("ROOKERY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("rookery.train.follow._LIST_EVERY_S", 0.02)
+    monkeypatch.setattr("rookery.checkpoint.fetch._PAUSE_S", 0.0)
+    run, url = tmp_path / "run", RemotePath("memory", f"birds/{uuid.uuid4().hex}")
+    publisher = Publisher(run, url, max_to_keep=9)
+    for step in range(20, 120, 20):
+        save(run, step)
+        publisher.publish(step)
+    return run if request.param == "path" else url
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_told_marked_and_passed_over(
+    place: Path | RemotePath, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(place, 60, tmp_path, name)
+    with caplog.at_level(logging.WARNING):
+        followed = follow(place, "test", training(), measure, timeout_s=20)
+    assert (followed["evaluated"], followed["damaged"], followed["reason"]) == ([20, 40, 80, 100], [60], "finished")
+    (told,) = [each.getMessage() for each in caplog.records if "step 60" in each.getMessage()]
+    assert "DAMAGED CHECKPOINT " in told
+    assert re.search(rf"{name}(\.writing)?: crc32 is ", told)  # of a URL that of the copy under way
+    assert "--checkpoint" not in told
+    marks = evaluation_folder(local_folder(place), "test").glob("*.damaged")
+    assert {mark.name: mark.read_text().split(": ")[1][:8] for mark in marks} == {"step-000000060.damaged": "crc32 is"}
+    # The next start tells it again, and measures it once it is whole.
+    again = follow(place, "test", training(), measure, timeout_s=20)
+    assert (again["evaluated"], again["damaged"]) == ([], [60])
+    flip(place, 60, tmp_path, name)
+    mended = follow(place, "test", training(), measure, timeout_s=20)
+    assert (mended["evaluated"], mended["damaged"]) == ([60], [])
+    assert evaluated_steps(local_folder(place), "test") == [20, 40, 60, 80, 100]
+    assert list(evaluation_folder(local_folder(place), "test").glob("*.damaged")) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_where_the_last_one_is_damaged_it_ends_with_an_error(
+    place: Path | RemotePath, tmp_path: Path, name: str
+) -> None:
+    flip(place, 100, tmp_path, name)
+    began = time.monotonic()
+    with pytest.raises(DamagedCheckpoint, match="step 100, the last that came, is damaged") as error:
+        follow(place, "test", training(), measure, timeout_s=60)
+    assert time.monotonic() - began < 30  # it is known to be the last one
+    assert error.value.exit_code == 2
+    assert "restore it from a backup" in str(error.value)
+    assert evaluated_steps(local_folder(place), "test") == [20, 40, 60, 80]
+
+
+def test_also_where_it_came_last_and_time_ran_out(tmp_path: Path) -> None:
+    for step in (20, 40):
+        save(tmp_path, step)
+    flip(tmp_path, 40, tmp_path)
+    with pytest.raises(DamagedCheckpoint, match="step 40, the last that came"):
+        follow(tmp_path, "test", training(), measure, timeout_s=0.1)
