@@ -226,9 +226,9 @@ def test_num_eval_steps_limits_a_validation(
     seen: list[int] = []
     evaluate = Evaluator.evaluate
 
-    def counting(self: Evaluator, scorer: Any) -> Any:
+    def counting(self: Evaluator, *arguments: Any) -> Any:
         seen.append(self.edges.num_edges)
-        return evaluate(self, scorer)
+        return evaluate(self, *arguments)
 
     monkeypatch.setattr(Evaluator, "evaluate", counting)
     fields = {
