@@ -32,7 +32,7 @@ dev: $(DEV) ## the environment with everything that tests and checks need
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-test-long: $(DEV) ## every combination of what several processes do and of what can fail (ten minutes)
+test-long: $(DEV) ## every combination of what several processes do and of what can fail (a quarter of an hour)
 	$(BIN)/python -m pytest -m long
 
 chaos: $(DEV) ## 200 kills at random moments for each model, each run held to one that nothing touched (an hour)
