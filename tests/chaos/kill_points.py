@@ -30,7 +30,6 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "numerics"))
 
-import torch
 from forked_commands import Command, end
 from survived_runs import last_step, require_survived
 from training_jobs import (
@@ -45,10 +44,9 @@ from training_jobs import (
 
 from rookery.checkpoint.layout import checkpoint_steps
 from rookery.optim.config import OptimizerConfig
-from rookery.parallel.config import ShardingConfig, ShardingKind
+from rookery.parallel.config import ShardingKind
 from rookery.tables.backends import require_torchrec
-from rookery.tables.plan import WorldShape, sharding_refusals
-from rookery.tables.protocol import TableSpec
+from rookery.tables.refusals import TableAsked, WorldShape, kind_refusals
 
 JOBS = {"twhin": (twhin_job, torchrec_twhin_job), "ranker": (ranker_job, torchrec_ranker_job)}
 """By model, that with local tables and that with tables in torchrec."""
@@ -98,13 +96,9 @@ def _draw_sharding(chance: random.Random, model: str) -> dict[str, str]:
 
 def kinds_for(optimizer: Mapping[str, object]) -> list[str]:
     """The kinds of sharding that a table with this optimizer may have, whatever the number of processes."""
-    spec = TableSpec("table", 100, TORCHREC_DIM, torch.float32, OptimizerConfig.model_validate(optimizer), 0.1)
+    table = TableAsked("table", "tables.table", OptimizerConfig.model_validate(optimizer), 100, TORCHREC_DIM)
     shapes = [WorldShape(size, size) for size in SIZES]
-    return [
-        kind
-        for kind in get_args(ShardingKind)
-        if not any(sharding_refusals([spec], ShardingConfig(default=kind), shape) for shape in shapes)
-    ]
+    return [kind for kind in get_args(ShardingKind) if not any(kind_refusals(table, kind, shape) for shape in shapes)]
 
 
 @dataclass
