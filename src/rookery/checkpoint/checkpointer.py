@@ -12,7 +12,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -40,7 +39,7 @@ from rookery.checkpoint.publish import Publisher
 from rookery.checkpoint.shards import Groups, held_of
 from rookery.checkpoint.write import write_groups
 from rookery.errors import CheckpointError, RunNotFound, UserError
-from rookery.parallel.world import is_chief, on_all, rank, share_object, world_size
+from rookery.parallel.world import is_chief, on_all, own_group, rank, share_object, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,8 @@ class Checkpointer:
         self._every_n = every_n
         self._max_to_keep = max_to_keep
         self._publisher = publisher
-        # Of its own: a write takes longer than what the step's collectives may, and its thread must not mix with them.
-        self._process_group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        # Of its own: the thread of a write must not mix with the step's collectives.
+        self._process_group = own_group("gloo") if world_size() > 1 else None
         self._staging = Staging()
         self._background = Background() if asynchronous else None
 

@@ -51,8 +51,8 @@ def write_together(draft: Draft, groups: Groups, process_group: dist.ProcessGrou
         raise RanksRefused("; ".join(reasons)) from failed
     except RuntimeError as error:  # what gloo and NCCL raise for a connection that is lost or silent
         raise PeerFailed(
-            f"rank {rank()}: another process died or does not answer ({error}); the checkpoint was not written, "
-            "earlier ones are untouched: start again"
+            f"rank {rank()}: another process died or does not answer ({error}) while a checkpoint is written; earlier "
+            "ones are untouched: start again"
         ) from error
 
 

@@ -74,9 +74,10 @@ def _verdict(replay: Replay) -> str:
             "mend the rows below"
         )
     if between:
+        lying = f"{between:,} steps lie" if between > 1 else "a step lies"
         return (
-            f"the loss is finite with {weights}, and {between:,} steps lie between: they, or the machine, made the "
-            "weights what they were; train again with a smaller training.checkpoint_every_n to come closer"
+            f"the loss is finite with {weights}, and {lying} between: that, or the machine, made the weights what they "
+            "were; train again with a smaller training.checkpoint_every_n to come closer"
         )
     return f"the loss is finite with {weights}, which the step began with: it was the machine; start the run again"
 

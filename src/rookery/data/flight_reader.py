@@ -289,6 +289,8 @@ def _message(error: BaseException) -> str:
     if isinstance(error, flight.FlightTimedOutError):
         return "it did not answer within the deadline"
     message = str(error).split(". gRPC client debug context")[0].splitlines()[0]
+    if "WRONG_VERSION_NUMBER" in message.upper().replace(" ", "_"):
+        return f"{message} (as by a reader without TLS: leave parallel.readers.tls_ca_file out)"
     if "Socket closed" in message:
         return f"{message} (as by a reader that wants TLS: give parallel.readers.tls_ca_file)"
     return message

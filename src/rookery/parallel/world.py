@@ -21,6 +21,9 @@ from rookery.errors import PeerFailed, RookeryError, UserError
 from rookery.parallel.collectives import failed_collective
 from rookery.parallel.meeting import is_store_kept, own_store
 
+# In what gloo says of a broken message: the path of its source, but for two.
+_BROKEN = ("gloo", "Gloo", "Connection closed by peer", "Application timeout caused pair closure")
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -52,12 +55,13 @@ def join_world(device: torch.device, timeout_s: float) -> None:
     atexit.register(leave_world)
 
 
-def own_group() -> dist.ProcessGroup:
+def own_group(backend: str | None = None) -> dist.ProcessGroup:
     """A group of all processes whose messages come in an order of their own, and are waited for as long as others.
 
-    Every process calls it, a world of one has none. torch by itself would wait for half an hour.
+    Every process calls it, a world of one has none; ``backend`` None is that of the world. torch by itself would wait
+    for half an hour.
     """
-    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=patience_s()))
+    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=patience_s()), backend=backend)
     return group
 
 
@@ -219,7 +223,7 @@ def _is_loss(error: BaseException) -> bool:
 def is_broken_message(error: RuntimeError) -> bool:
     """Whether an error of torch's says that a message between processes timed out or lost its other end."""
     text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text.lower() or "Connection closed by peer" in text
+    return isinstance(error, dist.DistError) or any(sign in text for sign in _BROKEN)
 
 
 @contextmanager

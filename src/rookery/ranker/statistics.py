@@ -22,6 +22,7 @@ from rookery.ranker.config import RankerConfig
 from rookery.ranker.partition import open_partition
 from rookery.ranker.preprocess import Preprocessor
 from rookery.ranker.shares import seek_own_part
+from rookery.ranker.wrong_value import WrongValue
 
 _MEASURED_ROWS = 1_000_000
 _BATCH_ROWS = 4_096
@@ -74,4 +75,8 @@ def _continuous(config: RankerConfig, preprocessor: Preprocessor, num_rows: int)
     )
     stream = open_partition(config, first, preprocessor, labels=False, num_epochs=1)
     for columns in islice(stream, seek_own_part(stream, stream.batches_per_epoch)):
-        yield preprocessor.features(columns).continuous
+        try:
+            features = preprocessor.features(columns)
+        except WrongValue as error:
+            raise error.located(stream) from error
+        yield features.continuous

@@ -20,6 +20,10 @@ class WrongValue(DataError):
         self.is_wrong = is_wrong
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type[DataError], tuple[str]]:
+        """To another process the message goes alone."""
+        return DataError, (str(self),)
+
     def located(self, stream: ParquetStream) -> DataError:
         """The same with file, row and value: the first such of all that the stream reads."""
         column = stream.types.get(self.key)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rookery.checkpoint.checkpointer import checkpoint_state
 from rookery.checkpoint.fetch import local_copy, local_folder, published_steps
 from rookery.checkpoint.files import DamagedCheckpoint
-from rookery.checkpoint.layout import checkpoint_steps
+from rookery.checkpoint.layout import checkpoint_steps, step_folder
 from rookery.errors import CheckpointError, RunNotFound
 from rookery.storage.location import Location
 from rookery.storage.remote import require_bucket
@@ -31,7 +31,8 @@ _LOOK_EVERY_S, _LIST_EVERY_S = 1.0, 10.0
 
 
 def new_checkpoints(run: Location, *, timeout_s: float, poll_s: float | None = None) -> Iterator[int]:
-    """Steps of checkpoints as they come, each once, ascending as far as several lie there.
+    """Steps of checkpoints as they come, each once, ascending as far as several lie there; in a folder once more where
+    training, which fell back behind a damaged one, wrote it anew.
 
     The run need not exist yet, but a bucket must. Ends when ``timeout_s`` pass without a new one; the time that the
     caller takes for one does not count.
@@ -40,12 +41,12 @@ def new_checkpoints(run: Location, *, timeout_s: float, poll_s: float | None = N
         poll_s = _LOOK_EVERY_S if isinstance(run, Path) else _LIST_EVERY_S
     if not isinstance(run, Path):
         require_bucket(run)
-    seen: set[int] = set()
+    seen: dict[int, Hashable] = {}
     waiting_since = time.monotonic()
     while True:
-        step = next((step for step in _steps(run) if step not in seen), None)
+        step = next((step for step in _steps(run) if step not in seen or seen[step] != _stamp(run, step)), None)
         if step is not None:
-            seen.add(step)
+            seen[step] = _stamp(run, step)
             yield step
             waiting_since = time.monotonic()
             continue
@@ -118,6 +119,7 @@ def follow(
         try:
             if newest not in evaluated_steps(local_folder(run), split) and measured_while_there(run, newest, measure):
                 evaluated.append(newest)
+                damaged = [step for step in damaged if step != newest]
                 unmark_unreadable(local_folder(run), split, newest)
         except DamagedCheckpoint as damage:
             damaged.append(newest)
@@ -144,6 +146,17 @@ def _pass_over(run: Location, split: str, step: int, damage: DamagedCheckpoint) 
         "command again to have it measured",
         damage.damage, step, run, note,
     )  # fmt: skip
+
+
+def _stamp(run: Location, step: int) -> Hashable:
+    """Another one for a folder that was written anew; at a URL always the same."""
+    if not isinstance(run, Path):
+        return None
+    try:
+        found = step_folder(run, step).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _steps(run: Location) -> list[int]:

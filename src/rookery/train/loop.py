@@ -465,10 +465,11 @@ def _told_of_others(heartbeat: Heartbeat) -> Iterator[None]:
     with heartbeat:
         try:
             yield
-        except RuntimeError as error:
-            if world_size() == 1 or not is_broken_message(error):
+        except (RuntimeError, PeerFailed) as error:
+            cause = error.__cause__ if isinstance(error, PeerFailed) else error
+            if world_size() == 1 or not isinstance(cause, RuntimeError) or not is_broken_message(cause):
                 raise
-            raise _waited_in_vain(heartbeat, str(error).splitlines()[0], failed_collective(error)) from error
+            raise _waited_in_vain(heartbeat, str(cause).splitlines()[0], failed_collective(cause)) from error
 
 
 def _waited_in_vain(heartbeat: Heartbeat, problem: str, collective: str | None = None) -> TrainingError:

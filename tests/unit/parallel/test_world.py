@@ -147,3 +147,16 @@ def test_work_is_spread_and_a_refusal_ends_all(size):
             told = (PeerFailed, "ends because rank 1 cannot go on, as it says itself", True)
             assert mistaken == (told if rank == 0 else here)
         assert fine == rank
+
+
+@pytest.mark.parametrize(
+    ("message", "is_broken"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711", True),
+        ("Application timeout caused pair closure", True),
+        ("[../gloo/transport/tcp/unbound_buffer.cc:82] Timed out waiting 8000ms for recv operation to complete", True),
+        ("shape '[2, 3]' is invalid for input of size 5", False),
+    ],
+)
+def test_messages_that_broke_are_told_from_errors_of_our_own(message: str, is_broken: bool) -> None:
+    assert world.is_broken_message(RuntimeError(message)) == is_broken

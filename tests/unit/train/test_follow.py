@@ -45,6 +45,18 @@ def test_those_that_lie_there_come_once_in_their_order_and_later_ones_as_they_co
     assert next(steps) == 40
 
 
+def test_one_that_is_written_anew_comes_again(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    steps = new_checkpoints(tmp_path, timeout_s=20, poll_s=0.02)
+    assert [next(steps), next(steps)] == [10, 20]
+    remove(tmp_path, 20)
+    save(tmp_path, 20)
+    assert next(steps) == 20
+    save(tmp_path, 30)
+    assert next(steps) == 30
+
+
 def test_it_ends_when_none_comes_in_time_and_work_on_one_does_not_count(tmp_path: Path) -> None:
     save(tmp_path, 1)
     steps = new_checkpoints(tmp_path, timeout_s=0.2, poll_s=0.01)
