@@ -150,6 +150,28 @@ def test_a_process_that_hangs_while_ids_travel_is_named(
     require_survived(run, job.whole, to_the_bit=False)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_async", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_process_that_hangs_in_a_checkpoint_is_named(twhin: Job, run: Path, gate: Path, is_async: bool) -> None:
+    """It stops writing; the other one waits no longer than for a message of the step, and says in what."""
+    held = fault_of(twhin, "file", "hold", gate)
+    options = {"parallel__timeout_s": 6, "training__checkpoint_async": is_async}
+    commands = twhin.start(run, 2, {1: held}, **options)
+    try:
+        wait_for(held.reached.exists, commands)
+        commands[1].send(signal.SIGSTOP)
+        assert commands[0].wait() == 1
+    finally:
+        end(commands)
+    said = commands[0].err.read_text()
+    require_clean(said)
+    assert "rank 0 waited in vain for the others" in said, said
+    assert re.search(r"rank 0: in \w+ of step \d+ for", said), said
+    assert re.search(r"rank 1: silent for [3-9] s, last heard of in \w+ of step \d+", said), said
+    twhin.run(run, 2)
+    require_survived(run, twhin.whole, to_the_bit=False)
+
+
 def require_named(job: Job, run: Path, gate: Path, rank: int) -> None:
     """Of two processes one hangs; the other ends and names it."""
     held = fault_of(job, "step", "hold", gate)
