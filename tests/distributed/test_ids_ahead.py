@@ -171,11 +171,11 @@ def ranker_both_ways(save_dir: Path, log: Path, vectors: Path) -> list[list[list
 
 
 def test_a_ranker_is_trained_to_the_same_bits(tmp_path: Path) -> None:
-    """Dropout of ids draws in the step: their exchange stays there."""
+    """Those that dropout makes unknown are known ahead too."""
     log = planted_log()
     write_log(tmp_path / "log", log, num_files=3, row_group_rows=90)
     vectors = write_vectors(tmp_path / "vectors", log)
-    counts = [[[21, 19], [21, 0]], [[21, 0], [21, 0]]]
+    counts = [[[21, 19], [21, 0]]] * 2
     assert run_ranks(2, ranker_both_ways, tmp_path, tmp_path / "log", vectors) == [counts] * 2
     for dropout in ("0.0", "0.3"):
         require_same_bits(tmp_path / dropout / "ahead", tmp_path / dropout / "in turn")

@@ -142,7 +142,13 @@ def ranker_changes(tables: Sequence[Laid]) -> dict[str, Any]:
         "features__discrete": features,
         "features__ragged": [],
         "features__tables": [
-            {"name": laid.table, "embedding_dim": DIM, "optimizer": OPTIMIZERS[laid.optimizer], **sources[place % 4]}
+            {
+                "name": laid.table,
+                "embedding_dim": DIM,
+                "dropout": 0.1,
+                "optimizer": OPTIMIZERS[laid.optimizer],
+                **sources[place % 4],
+            }
             for place, laid in enumerate(tables)
         ],
         "model__featurization_config": {"log1p_abs_config": {}},

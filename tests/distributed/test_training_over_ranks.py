@@ -55,22 +55,24 @@ def test_any_number_of_processes_trains_the_same_twhin(graph: Graph, tmp_path: P
 
 
 LARGE = {"rowwise_adagrad": {"lr": 0.05}}
-MASK_NET = {"mask_net_config": {"mask_blocks": [{"output_size": 8, "aggregation_size": 6}] * 2}}
+DROPOUT = {"dropout": {"rate": 0.2}, "final_layer_activation": True}
+MASK_NET = {"mask_blocks": [{"output_size": 8, "aggregation_size": 6}] * 2}
 DOWNSAMPLED = {"batch_multiplier": 3, "engagements_list": ["like", "share"]}
 RANKERS: dict[str, dict[str, Any]] = {
     "tables and batch norm": {
         "features__tables": [
-            {"name": "countries", "embedding_dim": 3, "vocabulary": {"min_count": 2}},
+            {"name": "countries", "embedding_dim": 3, "vocabulary": {"min_count": 2}, "dropout": 0.2},
             {"name": "hours", "embedding_dim": 2, "num_embeddings": 24},
             {"name": "categories", "embedding_dim": 4, "values": list(range(7)), "optimizer": {"adagrad": {"lr": 0.1}}},
-            {"name": "items", "embedding_dim": 4, "hash_buckets": 64, "optimizer": LARGE},
+            {"name": "items", "embedding_dim": 4, "hash_buckets": 64, "optimizer": LARGE, "dropout": 0.1},
         ],
         "model__featurization_config": {"log1p_abs_config": {}},
+        "model__backbone": {"mlp_config": {"layer_sizes": [16, 16], **DROPOUT}},
     },
     "uncertainty, down-sampled": {
         "preprocess__downsample_negatives": DOWNSAMPLED,
         "loss": {"uncertainty": {}},
-        "model__backbone": MASK_NET,
+        "model__backbone": {"mask_net_config": {**MASK_NET, "mlp": {"layer_sizes": [8], **DROPOUT}}},
     },
     "gradnorm": {"loss": {"grad_norm": {}}, "optimizer__average": {"decay": 0.99}},
 }

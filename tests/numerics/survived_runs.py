@@ -34,15 +34,15 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:09d}"
 
 
-def tensors_of(checkpoint: Checkpoint, *more: str) -> dict[str, Tensor]:
-    """What was learned, the state of what learns it, and ``more`` groups."""
-    groups = ("model", "optimizer", *more)
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What was learned, and the state of what learns it."""
+    groups = ("model", "optimizer")
     return {f"{group}/{name}": tensor for group in groups for name, tensor in checkpoint.tensors(group).items()}
 
 
 def final_tensors(run: Path) -> dict[str, Tensor]:
     """Everything that the last checkpoint holds."""
-    return tensors_of(load_checkpoint(run), "random")
+    return tensors_of(load_checkpoint(run))
 
 
 def assert_equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
@@ -68,7 +68,7 @@ def assert_same_run(left: Path, right: Path) -> None:
 def require_survived(run: Path, whole: Path, *, to_the_bit: bool) -> None:
     """The run ended where the untouched one did: same parameters and states, and the same rows were read.
 
-    To the bit, with every line of the log and the random state, or to 1e-5.
+    To the bit, with every line of the log, or to 1e-5.
     """
     ours, theirs = load_checkpoint(run), load_checkpoint(whole)
     if to_the_bit:

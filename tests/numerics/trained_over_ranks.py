@@ -52,7 +52,6 @@ def train_on_log(log: Path, vectors: Path, save_dir: Path, changes: Mapping[str,
         "training__train_log_every_n": 50,
         "training__validate_every_n": 100,
         "train_data__batch_size": 2 * BATCH,
-        "model__position_debias_config__drop_probability": 0.0,
         "runtime": {"device": "cpu", "num_threads": 1},
         "calibration": {"partition": "valid"},
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rookery.nn.config import BatchNormConfig, MlpConfig
+from rookery.nn.dropout import Dropout
 from rookery.nn.packing import MIN_WEIGHTS, Packed
 from rookery.nn.products import batched_linear, has_onednn, is_scoring, linear, wide_linear
 
@@ -191,5 +192,5 @@ def _activation(config: MlpConfig, *shape: int) -> list[nn.Module]:
     parts: list[nn.Module] = [BatchNorm(config.batch_norm, *shape)] if config.batch_norm is not None else []
     parts.append(nn.ReLU())
     if config.dropout is not None:
-        parts.append(nn.Dropout(config.dropout.rate))
+        parts.append(Dropout(config.dropout.rate))
     return parts

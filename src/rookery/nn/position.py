@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rookery.nn.config import PositionDebiasConfig
+from rookery.nn.dropout import Dropout
 
 
 class PositionDebias(nn.Module):
@@ -19,7 +20,7 @@ class PositionDebias(nn.Module):
     def __init__(self, config: PositionDebiasConfig) -> None:
         super().__init__()
         self.max_position = config.max_position
-        self.drop_probability = config.drop_probability
+        self.dropout = Dropout(config.drop_probability)
         self.out_features = config.num_dims
         self.table = nn.Parameter(torch.empty(config.max_position + 2, config.num_dims))
         nn.init.xavier_uniform_(self.table)
@@ -30,6 +31,6 @@ class PositionDebias(nn.Module):
         if position is None or not self.training:
             return self.table[unknown].expand(batch, -1)
         row = position.clamp(max=self.max_position)
-        dropped = torch.rand(batch, device=row.device) < self.drop_probability
+        dropped = self.dropout.kept(row) == 0
         # Not table[row]: its backward adds in the order in which threads come, and a run would not repeat itself.
         return functional.embedding(row.masked_fill(dropped | (row < 0), unknown), self.table)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rookery.nn.dropout import Draws
+
 
 @dataclass(frozen=True)
 class TableSize:
@@ -65,7 +67,8 @@ class RankerBatch:
     ``y / pos_rate + (1 - y) / neg_rate``, which the loss leaves to the calibration of its logits. ``groups``
     ``[batch]`` int64: rows of one user have one number. ``strata`` are truth values ``[batch]`` by stratifier.
     ``shares`` are for the log: ``miss/<embedding>`` of ids without a vector, ``unknown/<feature>`` of values without a
-    row.
+    row. In training alone, ``lanes`` are the numbers of rows, in their order, by lane of the stream, without lanes
+    that have none; ``draws`` is what dropout draws from for them.
     """
 
     features: RankerFeatures
@@ -75,6 +78,8 @@ class RankerBatch:
     groups: Tensor
     strata: Mapping[str, Tensor]
     shares: Mapping[str, float] = field(default_factory=dict)
+    lanes: Mapping[int, int] = field(default_factory=dict)
+    draws: Draws | None = None
 
     @property
     def num_rows(self) -> int:
@@ -89,6 +94,8 @@ class RankerBatch:
             self.groups.to(device),
             _map(lambda tensor: tensor.to(device), self.strata),
             self.shares,
+            self.lanes,
+            self.draws,
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
+from rookery.nn.dropout import Dropout
 from rookery.nn.pooling import TargetAttention, pool
 from rookery.ranker.batch import RankerFeatures, TableSize
 from rookery.ranker.features_config import FeaturesConfig, JoinedEmbedding, RaggedFeature, TableConfig
@@ -54,6 +55,13 @@ class FeatureEmbeddings(nn.Module):
             }
         )
         dims = {name: size.embedding_dim for name, size in sizes.items()}
+        self.dropouts = nn.ModuleDict(
+            {
+                module_key(feature.name): Dropout(self._configs[feature.table].dropout)
+                for feature in config.looked_up
+                if self._configs[feature.table].dropout
+            }
+        )
         self.attention = nn.ModuleDict(
             {
                 module_key(feature.name): TargetAttention(dims[feature.table])
@@ -82,13 +90,10 @@ class FeatureEmbeddings(nn.Module):
         return [*discrete, *ragged, *joined]
 
     def expect(self, features: RankerFeatures) -> None:
-        """``forward`` will be asked for these: tables with an optimizer may prepare for it.
-
-        Not where dropout chooses some of their ids: it draws in the step, in whose order a run goes on.
-        """
-        wanted = {table: ids for table, ids in self._wanted(features).items() if self._is_large(table)}
-        if self.tables is None or any(self._dropout(table) for table in wanted):
+        """``forward`` will be asked for these: tables with an optimizer may prepare for it."""
+        if self.tables is None:
             return
+        wanted = {table: ids for table, ids in self._wanted(features).items() if self._is_large(table)}
         rows = {table: self._row_numbers(table, ids) for table, ids in wanted.items()}
         self._expected[id(features)] = features, rows
         self.tables.expect(rows)
@@ -117,19 +122,20 @@ class FeatureEmbeddings(nn.Module):
     def _row_numbers(self, table: str, by_feature: Mapping[str, Tensor]) -> Tensor:
         """The rows of a table to look up, one feature behind another."""
         if table in self._configs:
-            return torch.cat([self._known_rows(table, ids).reshape(-1) for ids in by_feature.values()])
+            return torch.cat([self._known_rows(table, *each).reshape(-1) for each in by_feature.items()])
         (ids,) = by_feature.values()
         # The missing and the padding read row 0 and discard it.
         inside = (ids >= 0) & (ids < self._large_rows(table))
         return torch.where(inside, ids, 0).reshape(-1)
 
-    def _known_rows(self, table: str, ids: Tensor) -> Tensor:
+    def _known_rows(self, table: str, feature: str, ids: Tensor) -> Tensor:
         """Padding as the unknown row; in training a share of the others too."""
         unknown = (self._large_rows(table) if self._is_large(table) else len(self.small[module_key(table)])) - 1
         ids = torch.where(ids < 0, unknown, ids)
-        dropout = self._dropout(table)
-        if self.training and dropout:
-            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < dropout, unknown)
+        if self.training and module_key(feature) in self.dropouts:
+            dropout = self.dropouts[module_key(feature)]
+            assert isinstance(dropout, Dropout)
+            ids = ids.masked_fill(dropout.kept(ids) == 0, unknown)
         return ids
 
     def _read(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,9 +183,6 @@ class FeatureEmbeddings(nn.Module):
         assert feature.query is not None  # the configuration sees to it
         attended: Tensor = self.attention[module_key(feature.name)](found[feature.query], vectors, mask)
         return attended
-
-    def _dropout(self, table: str) -> float:
-        return self._configs[table].dropout if table in self._configs else 0.0
 
     def _is_large(self, table: str) -> bool:
         return table not in self._configs or self._configs[table].optimizer is not None

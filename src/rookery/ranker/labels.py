@@ -105,10 +105,11 @@ class _Rectification:
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Rows ``[kept]`` (int64, ascending) that down-sampling keeps, and the weight ``[kept]`` of each."""
+    """Rows ``[kept]`` (int64, ascending) that down-sampling keeps, their weights ``[kept]``, their number by lane."""
 
     rows: Tensor
     weights: Tensor
+    lanes: Mapping[int, int]
 
 
 def downsample_lanes(
@@ -119,9 +120,10 @@ def downsample_lanes(
     for lane, num_rows in lanes.items():
         part = {task: values[start : start + num_rows] for task, values in labels.items()}
         own = downsample_negatives(config, part, position, lane)
-        kept.append(KeptRows(own.rows + start, own.weights))
+        kept.append(KeptRows(own.rows + start, own.weights, own.lanes))
         start += num_rows
-    return KeptRows(torch.cat([own.rows for own in kept]), torch.cat([own.weights for own in kept]))
+    of_lanes = {lane: num_rows for own in kept for lane, num_rows in own.lanes.items()}
+    return KeptRows(torch.cat([own.rows for own in kept]), torch.cat([own.weights for own in kept]), of_lanes)
 
 
 def downsample_negatives(
@@ -143,7 +145,7 @@ def downsample_negatives(
     keep[drawn] = True
     rows = keep.nonzero().squeeze(1)
     weights = torch.where(engaged[rows], 1.0, len(others) / max(1, num_kept))
-    return KeptRows(rows, weights)
+    return KeptRows(rows, weights, {lane: len(rows)})
 
 
 def _num_wanted(config: DownsampleNegatives, num_rows: int, num_engaged: int) -> int:

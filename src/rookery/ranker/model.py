@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rookery.nn.dropout import draw_from, numbered_dropouts
 from rookery.nn.featurization import Featurizer
 from rookery.nn.network import InputLayout, build_network
 from rookery.nn.position import PositionDebias
@@ -152,6 +153,7 @@ class RankerModel(nn.Module):
         if config.model.compile:
             self.network.compile_parts()
         self._balances = config.loss.grad_norm is not None
+        self._dropouts = numbered_dropouts(self.network)
 
     def _add_buffers(self, config: RankerConfig) -> None:
         rates = [config.labels[task] for task in self.tasks]
@@ -177,10 +179,12 @@ class RankerModel(nn.Module):
 
     def expect(self, batch: RankerBatch) -> None:
         """The ids of its large tables may travel before it is trained on."""
+        draw_from(self._dropouts, batch.draws)
         self.network.embeddings.expect(batch.features)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of a batch; the loss of each task as ``loss/<task>``, and the shares that the batch came with."""
+        draw_from(self._dropouts, batch.draws)
         balance = self.loss.balance if self._balances else None
         logits = self.network(batch.features, balance)
         loss, outputs = self.loss(logits, batch.labels, batch.loss_weights)

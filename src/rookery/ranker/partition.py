@@ -17,6 +17,7 @@ from rookery.data.stream import Columns, ParquetStream, StreamPosition
 from rookery.parallel.world import rank, world_size
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.config import RankerConfig
+from rookery.ranker.draws import with_draws
 from rookery.ranker.features_config import EvaluationPartition, PartitionConfig, TrainPartition
 from rookery.ranker.files import find_files, on_corrupt, row_filter
 from rookery.ranker.labels import UnsampledWeights
@@ -81,6 +82,8 @@ def make_transform(
     def transform(columns: Columns, position: StreamPosition) -> RankerBatch:
         lanes = dict(zip(stream.lanes, stream.lane_rows(position), strict=True))
         batch = process(columns, position, lanes)
+        if training:
+            batch = with_draws(batch, position)
         return batch if device.type == "cpu" else batch.to(device)
 
     return transform

@@ -125,9 +125,11 @@ class Preprocessor(nn.Module):
         weights = self._labels.row_weights(columns)
         groups = self._groups(columns, len(weights), position)
         downsample = self._config.preprocess.downsample_negatives
+        lanes = (lanes or {0: len(weights)}) if training else {}
         if training and downsample is not None:
             assert position is not None
-            kept = downsample_lanes(downsample, labels, position, lanes or {0: len(weights)})
+            kept = downsample_lanes(downsample, labels, position, lanes)
+            lanes = kept.lanes
             columns, labels = _rows_of(columns, kept.rows), _rows_of(labels, kept.rows)
             weights, groups = weights[kept.rows] * kept.weights, groups[kept.rows]
         features = self._features(columns)
@@ -140,6 +142,7 @@ class Preprocessor(nn.Module):
             groups,
             {name: columns[key] == value for name, (key, value) in self._strata.items()},
             self.shares(features),
+            {lane: num_rows for lane, num_rows in lanes.items() if num_rows},
         )
 
     def checked_requests(self) -> list[ColumnRequest]:

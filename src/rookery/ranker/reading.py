@@ -23,6 +23,7 @@ from rookery.parallel.config import ReadersConfig
 from rookery.parallel.world import rank, world_size
 from rookery.ranker.batch import RankerBatch, RankerFeatures
 from rookery.ranker.config import RankerConfig
+from rookery.ranker.draws import with_draws
 from rookery.ranker.inputs import INPUTS, MANIFEST, Inputs
 from rookery.ranker.partition import make_process, open_partition
 from rookery.ranker.preprocess import Preprocessor
@@ -39,7 +40,7 @@ def to_columns(batch: RankerBatch) -> Columns:
 
     Shares for the log are left out: they follow from the features.
     """
-    features = batch.features
+    features, lanes = batch.features, batch.lanes
     blocks = {"continuous": features.continuous, "binary": features.binary, "position": features.position}
     columns = {name: block for name, block in blocks.items() if block is not None}
     for group in _GROUPS:
@@ -50,6 +51,7 @@ def to_columns(batch: RankerBatch) -> Columns:
         "loss_weights": batch.loss_weights,
         "weights": batch.weights,
         "groups": batch.groups,
+        "lane": torch.tensor([*lanes], dtype=torch.int32).repeat_interleave(torch.tensor([*lanes.values()]).long()),
     }
     return {name: column for name, column in columns.items() if column.dim() == 1 or column.shape[1]}
 
@@ -65,6 +67,7 @@ def to_batch(columns: Mapping[str, Tensor], preprocessor: Preprocessor) -> Ranke
         position=columns.get("position"),
         **groups,
     )
+    lanes = torch.unique_consecutive(columns["lane"], return_counts=True)
     strata = {name: stratum.bool() for name, stratum in _members(columns, "strata").items()}
     return RankerBatch(
         features,
@@ -74,6 +77,7 @@ def to_batch(columns: Mapping[str, Tensor], preprocessor: Preprocessor) -> Ranke
         columns["groups"],
         strata,
         preprocessor.shares(features),
+        dict(zip(*(each.tolist() for each in lanes), strict=True)),
     )
 
 
@@ -88,7 +92,7 @@ def open_remote(
     rows = _rows(config, preprocessor, order)
     served = _served(config, rows, preprocessor)
     stream = FlightStream(rows, served, readers, rank=rank(), world_size=world_size())
-    return stream, lambda columns, position: to_batch(columns, preprocessor).to(device)
+    return stream, lambda columns, position: with_draws(to_batch(columns, preprocessor), position).to(device)
 
 
 class BatchSource:

@@ -15,6 +15,7 @@ from rookery.config.loader import load_config
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.build import build_model, build_preprocessor
 from rookery.ranker.config import RankerConfig
+from rookery.ranker.draws import with_draws
 from rookery.ranker.inputs import INPUTS, Inputs
 from rookery.ranker.labels import downsample_lanes
 from rookery.ranker.loss import row_losses
@@ -35,13 +36,12 @@ from rookery.train.replay import (
     read_kept,
 )
 from rookery.train.runtime import prepare_runtime
-from rookery.train.state import RandomState
 
 
 def replay_step(run: Path, step: int | None = None) -> Replay:
     """Compute the loss of the rows kept of ``step`` (the latest) with the newest weights from before it.
 
-    The generator of dropout begins as that checkpoint has it. Raises ``RunNotFound`` where nothing is kept,
+    Raises ``RunNotFound`` where nothing is kept,
     ``DataError`` for what cannot be read; without a checkpoint the training rows are read for their statistics.
     """
     kept = read_kept(run, step)
@@ -55,7 +55,6 @@ def replay_step(run: Path, step: int | None = None) -> Replay:
         fill_new(config, preprocessor, model)
     else:
         model.load_tensors(checkpoint.tensors("model"))
-        RandomState(config.runtime.seed).load_tensors(checkpoint.tensors("random"))
     weights = model.tensors()
     return Replay(
         kept.step,
@@ -74,7 +73,7 @@ def _uncompiled(config: RankerConfig) -> RankerConfig:
 @torch.no_grad()
 def _replayed(config: RankerConfig, preprocessor: Preprocessor, model: RankerModel, kept: KeptBatch) -> ReplayedBatch:
     batch, rows = _batch(config, preprocessor, kept)
-    batch = batch.to(model.device)
+    batch = with_draws(batch, kept.position).to(model.device)
     features = [feature.name for feature in (*config.features.looked_up, *config.features.embeddings)]
     watch = _Watch(model.train().network, features, rows, kept)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=config.runtime.enable_amp), watch.watching():

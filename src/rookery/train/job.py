@@ -23,7 +23,11 @@ Validate = Callable[[IsUnwanted], Mapping[str, float]]
 
 
 class Model(Protocol):
-    """What the loop asks of a model; an ``nn.Module`` with ``begin_step`` and ``expect`` is one."""
+    """What the loop asks of a model; an ``nn.Module`` with ``begin_step`` and ``expect`` is one.
+
+    What it draws at random must follow from the batch: no generator's state is in a checkpoint, and the processes that
+    share a batch may be of any number.
+    """
 
     def __call__(self, batch: Any) -> tuple[Tensor, Outputs]:
         """The loss (a scalar, the mean over the batch) and outputs."""

@@ -40,7 +40,7 @@ from rookery.train.meter import MeanMeter, Stopwatch
 from rookery.train.progress import Progress
 from rookery.train.replay import keep_batches
 from rookery.train.run import Run
-from rookery.train.state import RandomState, check_fit
+from rookery.train.state import check_fit
 from rookery.train.supply import Collection, Supplied
 
 Reason = Literal["finished", "early_stopping", "interrupted"]
@@ -97,7 +97,6 @@ class _Loop(Generic[B]):
     def __init__(self, job: Job[B], run: Run, config: TrainingConfig, runtime: RuntimeConfig, debug: bool) -> None:
         self._job, self._run, self._config, self._runtime, self._debug = job, run, config, runtime, debug
         self._num_steps = config.num_steps(job.stream.batches_per_epoch)
-        self._states = {**job.state, "random": RandomState(runtime.seed)}
         self._model = SummedGradients(job.model)
         self._meter = MeanMeter()
         self._best = BestTracker(config.keep_best, config.early_stopping) if config.keep_best else None
@@ -135,7 +134,7 @@ class _Loop(Generic[B]):
         if self._reason() is not None:
             return
         self._books.restore(checkpoint.state)
-        for group, state in self._states.items():
+        for group, state in self._job.state.items():
             state.load_tensors(checkpoint.tensors(group))
         means = checkpoint.state["means"]
         if not is_chief():  # the sums of all processes are taken over once
@@ -387,11 +386,9 @@ class _Loop(Generic[B]):
     def _validate(self, progress: Progress) -> bool:
         """Measure the model; True when it is the best so far. Where a signal comes first, it remains owed."""
         assert self._job.validate is not None, "training.validate_every_n is set, but the job cannot validate"
-        devices = [self._job.device] if self._job.device.type == "cuda" else []
         self._job.model.train(False)
-        # A fork: validating more often must not change what is learned.
         try:
-            with self._part("validation"), torch.no_grad(), torch.random.fork_rng(devices):
+            with self._part("validation"), torch.no_grad():
                 metrics = share_object(dict(self._job.validate(lambda: self._interrupt.received is not None)))
         except Abandoned:
             self._agree(reads_loss=False)
@@ -435,7 +432,7 @@ class _Loop(Generic[B]):
         self._saved = self._step_number, self._owes_validation
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {group: each.tensors() for group, each in self._states.items()}
+        return {group: each.tensors() for group, each in self._job.state.items()}
 
     def _mark_best(self) -> None:
         best = self._best

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from rookery.errors import ConfigError
-from rookery.parallel.world import is_chief, local_rank, local_world_size, rank
+from rookery.parallel.world import local_rank, local_world_size
 from rookery.train.config import RuntimeConfig
 
 # Parameters of glibc's mallopt(3).
@@ -27,17 +26,10 @@ def prepare_runtime(config: RuntimeConfig) -> torch.device:
     keep_freed_memory()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    torch.manual_seed(process_seed(config.seed))
+    torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = config.enable_tensorfloat32
     torch.backends.cudnn.allow_tf32 = config.enable_tensorfloat32
     return device
-
-
-def process_seed(seed: int, *more: int) -> int:
-    """A seed for this process's own random numbers: the chief's is that of the run, if nothing ``more`` is given."""
-    if is_chief() and not more:
-        return seed
-    return int(np.random.SeedSequence((seed, *more, rank())).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _own_device(device: torch.device) -> torch.device:

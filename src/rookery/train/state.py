@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from rookery.checkpoint.files import Checkpoint
 from rookery.checkpoint.shards import box, shards_of
 from rookery.errors import ConfigError
-from rookery.parallel.world import rank, world_size
 from rookery.tables.protocol import TableBackend
 from rookery.tables.shards import ReadsParts
 from rookery.train.job import Stateful
-from rookery.train.runtime import process_seed
 
 
 class ModuleState:
@@ -124,33 +122,6 @@ class Prefixed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-class RandomState:
-    """The default random generators of torch: the CPU's, and those of CUDA devices as far as there are any.
-
-    Of several processes each has its own, ``rank<number>.cpu``. A process that finds none of its own begins anew from
-    ``seed``: a run goes on with more processes than it began with.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._prefix = f"rank{rank()}." if world_size() > 1 else ""
-
-    def tensors(self) -> dict[str, Tensor]:
-        tensors = {f"{self._prefix}cpu": torch.get_rng_state()}
-        for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):  # type: ignore[no-untyped-call]
-            tensors[f"{self._prefix}cuda:{index}"] = torch.cuda.get_rng_state(index)
-        return tensors
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        if f"{self._prefix}cpu" not in tensors:
-            torch.manual_seed(process_seed(self._seed, len(tensors), world_size()))
-            return
-        torch.set_rng_state(tensors[f"{self._prefix}cpu"].clone())
-        for index in range(torch.cuda.device_count()):
-            if f"{self._prefix}cuda:{index}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"{self._prefix}cuda:{index}"].clone(), index)
 
 
 def check_fit(states: Mapping[str, Stateful], checkpoint: Checkpoint, remedy: str) -> None:

@@ -30,7 +30,7 @@ NUM_GROUPS = 7
 
 
 class LeastSquares(nn.Module):
-    """``y ≈ x · weight + offset[group]``; ``jitter`` scales noise on x, from the default generator."""
+    """``y ≈ x · weight + offset[group]``; ``jitter`` scales the noise of the batch, on x."""
 
     def __init__(self, jitter: float) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LeastSquares(nn.Module):
         self.num_forwards += 1
         if self.num_forwards in self.fail_at:
             raise self.fail_at[self.num_forwards]
-        x = batch["x"] + self.jitter * torch.randn_like(batch["x"])
+        x = batch["x"] + self.jitter * batch["noise"] if self.jitter else batch["x"]
         offset = self.tables.lookup({"group": batch["group"]})["group"].squeeze(1)
         error = x @ self.weight + offset - batch["y"]
         return error.square().mean(), {"mean_error": error.mean().detach(), "rows": float(len(error)), "error": error}
@@ -103,16 +103,18 @@ class Toy:
         return {
             **self.job.state["model"].tensors(),
             **self.job.state["optimizer"].tensors(),
-            "random": torch.get_rng_state(),
         }
 
 
 def _mirror_some(columns: Columns, position: StreamPosition) -> Columns:
-    """Negate some rows of x and y by a generator seeded by the position: wrong batches after a resume would show."""
+    """Negate some rows of x and y, and draw noise, by a generator seeded by the position: wrong batches after a resume
+    would show.
+    """
     generator = torch.Generator().manual_seed(1000 * position.epoch + position.num_batches)
     sign = 1.0 - 2.0 * torch.randint(0, 2, columns["y"].shape, generator=generator)
     offset = _offsets()[columns["group"]]
-    return {**columns, "x": columns["x"] * sign[:, None], "y": (columns["y"] - offset) * sign + offset}
+    noise = torch.randn(columns["x"].shape, generator=generator)
+    return {**columns, "noise": noise, "x": columns["x"] * sign[:, None], "y": (columns["y"] - offset) * sign + offset}
 
 
 def _offsets() -> Tensor:

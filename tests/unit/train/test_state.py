@@ -10,7 +10,7 @@ from torch import nn
 from rookery.checkpoint.files import read_checkpoint
 from rookery.checkpoint.write import write_checkpoint
 from rookery.errors import ConfigError
-from rookery.train.state import ModuleState, OptimizerState, RandomState, StateGroup, check_fit
+from rookery.train.state import ModuleState, OptimizerState, StateGroup, check_fit
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
@@ -60,14 +60,6 @@ def test_nothing_is_copied_to_be_saved() -> None:
         tensor.data_ptr() == model.state_dict()[name].data_ptr()
         for name, tensor in ModuleState(model).tensors().items()
     )
-
-
-def test_random_numbers_go_on() -> None:
-    stored = {name: tensor.clone() for name, tensor in RandomState(0).tensors().items()}
-    expected = torch.rand(5)
-    torch.rand(99)
-    RandomState(0).load_tensors(stored)
-    assert torch.equal(torch.rand(5), expected)
 
 
 @pytest.mark.parametrize(
