@@ -69,7 +69,7 @@ WRITES: list[tuple[str, int, int, Place, bool]] = [
     ("twhin", 1, 0, "rename", True),
     ("twhin", 1, 0, "renamed", True),
     ("twhin", 1, 0, "pruning", False),
-    ("twhin", 2, 1, "file", False),
+    ("twhin in torchrec", 2, 1, "file", False),
     ("twhin", 2, 0, "rename", True),
     ("ranker", 1, 0, "rename", True),
     ("ranker", 2, 0, "file", False),
@@ -152,11 +152,14 @@ def test_a_process_that_hangs_while_ids_travel_is_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_async", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_a_process_that_hangs_in_a_checkpoint_is_named(twhin: Job, run: Path, gate: Path, is_async: bool) -> None:
+def test_a_process_that_hangs_in_a_checkpoint_is_named(
+    jobs: Callable[[str], Job], run: Path, gate: Path, is_async: bool
+) -> None:
     """It stops writing; the other one waits no longer than for a message of the step, and says in what."""
-    held = fault_of(twhin, "file", "hold", gate)
+    job = jobs("twhin in torchrec")
+    held = fault_of(job, "file", "hold", gate)
     options = {"parallel__timeout_s": 6, "training__checkpoint_async": is_async}
-    commands = twhin.start(run, 2, {1: held}, **options)
+    commands = job.start(run, 2, {1: held}, **options)
     try:
         wait_for(held.reached.exists, commands)
         commands[1].send(signal.SIGSTOP)
@@ -168,8 +171,8 @@ def test_a_process_that_hangs_in_a_checkpoint_is_named(twhin: Job, run: Path, ga
     assert "rank 0 waited in vain for the others" in said, said
     assert re.search(r"rank 0: in \w+ of step \d+ for", said), said
     assert re.search(r"rank 1: silent for [3-9] s, last heard of in \w+ of step \d+", said), said
-    twhin.run(run, 2)
-    require_survived(run, twhin.whole, to_the_bit=False)
+    job.run(run, 2)
+    require_survived(run, job.whole, to_the_bit=False)
 
 
 def require_named(job: Job, run: Path, gate: Path, rank: int) -> None:
