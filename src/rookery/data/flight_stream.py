@@ -82,6 +82,7 @@ class FlightStream(LaneStream):
             return
         self._closing.set_result(None)
         self._pool.close()
+        self._expected.digests.close()
         for _ in self._threads:
             self._requests.put(None)
         ends = time.monotonic() + _JOIN_S
