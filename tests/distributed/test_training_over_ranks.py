@@ -14,7 +14,9 @@ from small_graph import log_lines, planted_splits, write_graph
 from trained_over_ranks import OPTIMIZERS, require_same_calibrations, tensors, train_on_graph, train_on_log
 
 from rookery.data.graph import Graph
+from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.evaluation import evaluate as evaluate_ranker
+from rookery.ranker.model import RankerModel
 from rookery.ranker.run import load_run as load_ranker
 from rookery.twhin.run_evaluation import evaluate_run as evaluate_twhin
 
@@ -142,3 +144,38 @@ def test_processes_measure_exactly_what_one_does(impressions: tuple[Path, Path],
         for size in SIZES[1:]:
             for found in run_ranks(size, measure, run):
                 np.testing.assert_equal(found, alone)
+
+
+def fit_calibration(run: Path) -> tuple[int, list[float]]:
+    """Rows that this process predicted, and what it then has of the maps."""
+    predict, rows = RankerModel.unsampled_logits, []
+
+    def counted(model: RankerModel, features: RankerFeatures) -> torch.Tensor:
+        rows.append(features.num_rows)
+        return predict(model, features)
+
+    RankerModel.unsampled_logits = counted
+    try:
+        loaded = load_ranker(run)
+    finally:
+        RankerModel.unsampled_logits = predict
+    return sum(rows), [*loaded.model.calibration_scale.tolist(), *loaded.model.calibration_offset.tolist()]
+
+
+def test_processes_fit_exactly_the_calibration_of_one(impressions: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each predicts its part of the rows."""
+    run = tmp_path / "run"
+    changes = {"validation_data__valid__batch_size": 37, "training__num_train_steps": 20}
+    run_ranks(1, train_on_log, *impressions, run, changes)
+    (path,) = (run / "calibration").iterdir()
+    alone = path.read_bytes()
+    for size in SIZES:
+        path.unlink()
+        found = run_ranks(size, fit_calibration, run)
+        assert path.read_bytes() == alone
+        assert [maps for _, maps in found] == [found[0][1]] * size
+        counts = [num_rows for num_rows, _ in found]
+        assert max(counts) - min(counts) <= 37 + 37
+        if size == 1:
+            (total,) = counts
+        assert sum(counts) == total > 200

@@ -17,6 +17,7 @@ from torch import Tensor
 from rookery.checkpoint.files import write_atomically
 from rookery.errors import DataError
 from rookery.nn.calibration import CalibrationMap, fit_platt
+from rookery.parallel.world import gather_objects, is_chief, on_all, on_chief, share_object
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
 from rookery.ranker.partition import evaluation_batches
@@ -44,30 +45,46 @@ class Calibration:
 def calibrated(
     run: Path, step: int, config: RankerConfig, model: RankerModel, preprocessor: Preprocessor
 ) -> Calibration | None:
-    """The calibration of a checkpoint, fitted and stored if it is not there yet; None where none is configured."""
+    """The calibration of a checkpoint, fitted and stored if it is not there yet; None where none is configured.
+
+    Of several processes all call it.
+    """
     if config.calibration is None:
         return None
     path = run / "calibration" / f"step-{step:09d}.json"
-    stored = _read(path) if path.exists() else None
+    stored = share_object(on_all(lambda: _read(path) if is_chief() and path.exists() else None))
     if stored is not None and (stored.partition, stored.method) == (
         config.calibration.partition,
         config.calibration.method,
     ):
         return stored
     fitted = fit_calibration(step, config, model, preprocessor)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(vars(fitted), indent=1) + "\n")
+    on_chief(lambda: _write(fitted, path))
     return fitted
 
 
 def fit_calibration(step: int, config: RankerConfig, model: RankerModel, preprocessor: Preprocessor) -> Calibration:
-    """Fit the maps of all tasks to the labels of the configured partition."""
+    """Fit the maps of all tasks to the labels of the configured partition.
+
+    Each process predicts its part of the rows, the chief fits: what one process alone comes to.
+    """
+    assert config.calibration is not None
+    partition = config.calibration.partition
+    mine = on_all(lambda: _predictions(config, partition, model, preprocessor))
+    parts = [part for of_process in gather_objects(mine) for part in of_process]
+    logits, labels, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+    fitted = share_object(_fit(step, config, logits, labels, weights) if is_chief() else None)
+    assert fitted is not None
+    return fitted
+
+
+def _fit(step: int, config: RankerConfig, logits: Tensor, labels: Tensor, weights: Tensor) -> Calibration:
+    """Each ``[rows, tasks]``."""
     assert config.calibration is not None
     partition, method = config.calibration.partition, config.calibration.method
-    logits, labels, weights = _predictions(config, partition, model, preprocessor)
     maps = {
         task: fit_platt(logits[:, index], labels[:, index], weights[:, index], method)
-        for index, task in enumerate(model.tasks)
+        for index, task in enumerate(config.tasks)
     }
     _warn_of_lesser_maps(maps, partition, method)
     return Calibration(
@@ -101,18 +118,20 @@ def _warn_of_lesser_maps(maps: Mapping[str, CalibrationMap], partition: str, met
 @torch.no_grad()
 def _predictions(
     config: RankerConfig, partition: str, model: RankerModel, preprocessor: Preprocessor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, labels and weights of a partition, each ``[rows, tasks]``."""
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Logits, labels and weights, each ``[rows, tasks]``, of the batches of a partition that are this process's."""
     model.eval()
     parts = []
-    rows = config.validation_data[partition]
-    # Whole: the chief of several processes fits alone.
-    for batch in evaluation_batches(config, rows, preprocessor, model.device, whole=True):
+    for batch in evaluation_batches(config, config.validation_data[partition], preprocessor, model.device):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=config.runtime.enable_amp):
             logits = model.unsampled_logits(batch.features)
         parts.append((logits.cpu(), batch.labels.cpu(), batch.weights.cpu()))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return columns[0], columns[1], columns[2]
+    return parts
+
+
+def _write(fitted: Calibration, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(vars(fitted), indent=1) + "\n")
 
 
 def _read(path: Path) -> Calibration:

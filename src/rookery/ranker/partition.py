@@ -112,17 +112,15 @@ def evaluation_batches(
     preprocessor: Preprocessor,
     device: torch.device,
     num_batches: int | None = None,
-    *,
-    whole: bool = False,
 ) -> Iterator[RankerBatch]:
     """Every row of a partition once, in file order, made ready ahead of the model; at most ``num_batches``.
 
-    Of several processes each has its part: neighbouring batches, the first of them the chief. ``whole``: each has all.
+    Of several processes each has its part: neighbouring batches, the first of them the chief.
     """
     stream = open_partition(config, partition, preprocessor, num_epochs=1)
     transform = make_transform(stream, preprocessor, training=False, device=device)
     total = min(stream.batches_per_epoch, num_batches or stream.batches_per_epoch)
-    mine = total if whole else seek_own_part(stream, total)
+    mine = seek_own_part(stream, total)
     reweighted = _as_sampled(config, partition)
     with Prefetcher(islice(prepare(stream, transform), mine), _PREFETCH_BATCHES) as batches:
         for prepared in batches:

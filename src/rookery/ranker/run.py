@@ -16,6 +16,7 @@ from rookery.config.loader import load_config
 from rookery.errors import RunNotFound
 from rookery.nn.mlp import pack_for_scoring
 from rookery.optim.average import load_average
+from rookery.parallel.world import on_all
 from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.build import AVERAGE, build_model, build_preprocessor
 from rookery.ranker.calibration import calibrated
@@ -68,9 +69,9 @@ def load_run(
     """Load a run; ``auto`` is the best checkpoint if one is kept, else the latest. ``device`` replaces the run's own.
 
     Raises ``RunNotFound`` when there is no such run or checkpoint. Where a checkpoint's calibration was not fitted yet,
-    that is done now, from the run's own data.
+    that is done now, from the run's own data; of several processes all load it, and each predicts its part.
     """
-    loaded = load_weights(run, checkpoint, device)
+    loaded = on_all(lambda: load_weights(run, checkpoint, device))
     pack_for_scoring(loaded.model.eval())
     calibration = calibrated(run, loaded.step, loaded.config, loaded.model, loaded.preprocessor)
     if calibration is not None:

@@ -56,8 +56,9 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
     with opened_job(config, lambda model: None) as (run, job):
         watched = replace(run, sinks=(*run.sinks, *sinks))
         result = train(job, watched, config.training, config.runtime, debug=debug)
+    if result.reason != "interrupted":  # who sent the signal waits for the end; it is fitted when the run is loaded
+        _calibrate(config)
     if is_chief():
-        _calibrate(config.training.save_dir)
         publish_rest(config.training)
     return result
 
@@ -160,8 +161,11 @@ def _described(config: RankerConfig) -> dict[str, object]:
     return {**config.model_dump(mode="json"), "order of tasks": ", ".join(config.tasks)}
 
 
-def _calibrate(save_dir: Path) -> None:
+def _calibrate(config: RankerConfig) -> None:
     """Fit the calibration of the checkpoints that are used: the best one and the newest."""
-    for step in {checkpoint_steps(save_dir)[-1], best_step(save_dir)} - {None}:
-        if step is not None:
-            load_run(save_dir, step)
+    if config.calibration is None:
+        return
+    save_dir = config.training.save_dir
+    steps = share_object({checkpoint_steps(save_dir)[-1], best_step(save_dir)} if is_chief() else set())
+    for step in sorted(step for step in steps if step is not None):
+        load_run(save_dir, step)
