@@ -67,7 +67,7 @@ def lines_of(script: Path) -> Iterator[list[str]]:
     for line in script.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         started = re.match(r"(?:srun (?:--\S+ )*)?((?:torchrun|rookery) .*?)\s*&?$", line)
         if started:
-            yield shlex.split(started[1])
+            yield shlex.split(re.sub(r'(--processes|--per-machine) "\$[^"]+"', r"\1 2", started[1]))
 
 
 def in_the_dockerfile() -> list[str]:

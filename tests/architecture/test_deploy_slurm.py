@@ -80,7 +80,9 @@ def test_a_training_that_ends_is_not_queued_again(bin_of):
     started = (bin_of.parent / "started").read_text()
     assert "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-1:29400 --rdzv-id 7 " in started
     assert started.endswith("twhin train config.yaml --save-dir run --set parallel.num_lanes=32, 1, 4\n")
-    assert (bin_of.parent / "checked").read_text() == "config check config.yaml --set parallel.num_lanes=32\n"
+    assert (bin_of.parent / "checked").read_text() == (
+        "config check config.yaml --set parallel.num_lanes=32 --processes 2 --per-machine 1\n"
+    )
 
 
 def test_one_that_fails_is_queued_again_so_many_times(bin_of):

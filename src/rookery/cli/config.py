@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rookery.cli.jobs import Job, job_of, schema_of
+from rookery.cli.jobs import Job, first_start_refusals, job_of, schema_of
 from rookery.cli.run_flags import OverwriteFlag
 from rookery.errors import UserError
 
@@ -34,17 +34,30 @@ def check(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of the file.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=1, help="Will N processes be able to begin a run of it?")
+    ] = 1,
+    per_machine: Annotated[
+        int | None,
+        typer.Option("--per-machine", metavar="N", min=1, help="Of the processes, those of a machine; else all."),
+    ] = None,
 ) -> None:
     """Read CONFIG as its trainer would and say what it is of; exit with 2 where something in it is wrong.
 
     Its data are not looked at.
     """
     from rookery.config.loader import load_config
+    from rookery.errors import ConfigError
+    from rookery.tables.refusals import WorldShape
 
     job = job_of(config)
     model, other = schema_of(job)
-    load_config(model, config, overrides or (), (), other)
-    typer.echo(f"{config}: a configuration for rookery {job.value} train")
+    shape = WorldShape(processes, min(per_machine or processes, processes))
+    problems = first_start_refusals(load_config(model, config, overrides or (), (), other), shape)
+    if problems:
+        raise ConfigError("\n".join(f"{config}: {problem}" for problem in problems))
+    by = "" if processes == 1 else f", for {processes} processes"
+    typer.echo(f"{config}: a configuration for rookery {job.value} train{by}")
 
 
 def convert(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rookery.config.base import StrictModel
     from rookery.config.translation import OtherSchema
+    from rookery.tables.refusals import WorldShape
 
 
 class Job(enum.Enum):
@@ -71,3 +72,14 @@ def schema_of(job: Job) -> tuple[type[StrictModel], OtherSchema]:
     from rookery.ranker.from_reference import REFERENCE
 
     return RankerConfig, REFERENCE
+
+
+def first_start_refusals(config: StrictModel, shape: WorldShape) -> list[str]:
+    """Why processes of this shape could not begin a run of a configuration of either job, as far as it tells."""
+    from rookery.ranker.config import RankerConfig, first_start_refusals
+    from rookery.twhin import config as twhin
+
+    if isinstance(config, RankerConfig):
+        return first_start_refusals(config, shape)
+    assert isinstance(config, twhin.TwhinConfig)
+    return twhin.first_start_refusals(config, shape)

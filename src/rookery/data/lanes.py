@@ -22,6 +22,7 @@ from torch import Tensor
 from rookery.data.ledger import RowNumbers, digests_by_part
 from rookery.data.row_groups import RowGroupSlice
 from rookery.errors import DataError
+from rookery.parallel.config import lanes_refusal
 
 Read = Callable[[Sequence[RowGroupSlice], "dict[str, Tensor] | None"], "tuple[dict[str, Tensor], Tensor | None]"]
 """The rows of some slices, laid in the columns that are given, if any, and which of them could be decoded: booleans
@@ -83,17 +84,9 @@ def lanes_of_rank(num_lanes: int, rank: int, world_size: int) -> tuple[int, ...]
 
 def require_rows_for_each(batch_size: int, num_lanes: int, world_size: int) -> None:
     """Raise ``DataError`` where a lane would have no row of a batch, or a rank no lane."""
-    if world_size > num_lanes:
-        raise DataError(
-            f"num_lanes={num_lanes}: fewer than the {world_size} ranks that share them; use at most {num_lanes} "
-            "processes, or start a new run with as many lanes as there will ever be processes, here at least "
-            f"--set parallel.num_lanes={world_size}: lanes stay as a run begins, by default one for each process"
-        )
-    if batch_size < num_lanes:
-        raise DataError(
-            f"batch_size={batch_size}: fewer rows than the {num_lanes} lanes that each give some to every batch; "
-            f"use a batch of at least {num_lanes} rows, or fewer lanes"
-        )
+    refusal = lanes_refusal(batch_size, num_lanes, world_size)
+    if refusal is not None:
+        raise DataError(refusal)
 
 
 class BatchLayout:

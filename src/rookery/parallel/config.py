@@ -79,3 +79,19 @@ class ParallelConfig(StrictModel):
                 f"than readers.wait_s + readers.deadline_s ({self.readers.wait_s + self.readers.deadline_s:g})"
             )
         return self
+
+
+def lanes_refusal(batch_size: int, num_lanes: int, world_size: int) -> str | None:
+    """Why so many lanes do not fit: a lane would have no row of a batch, or a process no lane. None where they do."""
+    if world_size > num_lanes:
+        return (
+            f"num_lanes={num_lanes}: fewer than the {world_size} ranks that share them; use at most {num_lanes} "
+            "processes, or start a new run with as many lanes as there will ever be processes, here at least "
+            f"--set parallel.num_lanes={world_size}: lanes stay as a run begins, by default one for each process"
+        )
+    if batch_size < num_lanes:
+        return (
+            f"batch_size={batch_size}: fewer rows than the {num_lanes} lanes that each give some to every batch; "
+            f"use a batch of at least {num_lanes} rows, or fewer lanes"
+        )
+    return None

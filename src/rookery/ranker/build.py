@@ -10,12 +10,13 @@ import torch
 from rookery.checkpoint.files import Checkpoint
 from rookery.data.prefetch import Transform
 from rookery.data.stream import BatchStream
+from rookery.errors import ConfigError
 from rookery.nn.mlp import BatchNorm
 from rookery.optim.average import WeightAverage
 from rookery.optim.schedules import optimizer_schedule
 from rookery.parallel.world import IsUnwanted, differentiable_sum, on_all, world_size
 from rookery.ranker.batch import RankerBatch
-from rookery.ranker.config import RankerConfig
+from rookery.ranker.config import RankerConfig, world_refusals
 from rookery.ranker.evaluation import make_validation
 from rookery.ranker.inputs import Inputs
 from rookery.ranker.memory import fits_memory
@@ -28,6 +29,7 @@ from rookery.tables.backends import require_torchrec
 from rookery.tables.refusals import BackendName
 from rookery.train.job import Job, LearningRate, Stateful, Validate
 from rookery.train.order import StreamOrder, stream_order
+from rookery.train.plan import world_shape
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 
 AVERAGE = "average"
@@ -35,10 +37,13 @@ AVERAGE = "average"
 
 
 def check_backend(config: RankerConfig) -> None:
-    """Raise ``MissingExtra`` where the back end of the large tables is absent.
+    """Raise ``ConfigError`` for what the table back end cannot do in this world, ``MissingExtra`` if it is absent.
 
     Shapes of tables that are counted in the data are looked at when the tables are made.
     """
+    problems = world_refusals(config, world_shape())
+    if problems:
+        raise ConfigError("\n".join(problems))
     if config.features.backend == "torchrec":
         require_torchrec("features")
 

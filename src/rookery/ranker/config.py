@@ -11,7 +11,7 @@ from rookery.config.base import OneOf, StrictModel
 from rookery.config.suggest import did_you_mean
 from rookery.nn.config import FeaturizationConfig, PositionDebiasConfig, TaskModelConfig
 from rookery.optim.config import LearningRateConfig
-from rookery.parallel.config import ParallelConfig
+from rookery.parallel.config import ParallelConfig, lanes_refusal
 from rookery.ranker.features_config import (
     EvaluationPartition,
     FeaturesConfig,
@@ -20,7 +20,7 @@ from rookery.ranker.features_config import (
     PreprocessConfig,
     TrainPartition,
 )
-from rookery.tables.refusals import TableAsked, TablesAsked, table_refusals
+from rookery.tables.refusals import TableAsked, TablesAsked, WorldShape, table_refusals
 from rookery.train.config import RuntimeConfig, TrainingConfig
 
 Positive = Annotated[float, Field(gt=0)]
@@ -292,6 +292,17 @@ def _feature_problems(features: FeaturesConfig) -> list[str]:
                 f"{ragged.table!r}"
             )
     return problems
+
+
+def world_refusals(config: RankerConfig, shape: WorldShape) -> list[str]:
+    """What a world of this shape cannot do of a configuration; tables that are counted in the data are left out."""
+    return table_refusals(_tables_asked(config), shape)
+
+
+def first_start_refusals(config: RankerConfig, shape: WorldShape) -> list[str]:
+    """The same of a run that begins in this world: its lanes and its batch stay."""
+    lanes = lanes_refusal(config.train_data.batch_size, config.parallel.num_lanes or shape.world_size, shape.world_size)
+    return [*world_refusals(config, shape), *([] if lanes is None else [lanes])]
 
 
 def _tables_asked(config: RankerConfig) -> TablesAsked:

@@ -20,13 +20,13 @@ from rookery.parallel.world import on_all, rank, world_size
 from rookery.storage.location import Location
 from rookery.tables.backends import make_tables, require_torchrec
 from rookery.tables.protocol import TableSpec
-from rookery.tables.refusals import BackendName, table_refusals
+from rookery.tables.refusals import BackendName
 from rookery.train.job import Job, LearningRate, Stateful, Validate, learning_rate_of
 from rookery.train.order import StreamOrder, split_lanes, stream_order
 from rookery.train.plan import world_shape
 from rookery.train.state import OptimizerState, StateGroup, TableOptimizerState
 from rookery.twhin.batch import TrainBatch
-from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries, needs_degrees, tables_asked
+from rookery.twhin.config import EmbeddingTable, TrainData, TwhinConfig, groups_queries, needs_degrees, world_refusals
 from rookery.twhin.evaluation import Evaluator, read_edges
 from rookery.twhin.known import KnownEdges
 from rookery.twhin.model import TwhinModel
@@ -41,12 +41,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def check_backend(config: TwhinConfig) -> None:
     """Raise ``ConfigError`` for what the table back end cannot do in this world, ``MissingExtra`` if it is absent."""
-    problems = table_refusals(tables_asked(config), world_shape())
-    if config.train_data.order == "queries" and world_size() > 1:
-        problems.append(
-            f"train_data.order=queries: it holds all edges in one process, of which there are {world_size()}; "
-            "set it to edges"
-        )
+    problems = world_refusals(config, world_shape())
     if problems:
         raise ConfigError("\n".join(problems))
     if config.model.embeddings.backend == "torchrec":

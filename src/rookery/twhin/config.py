@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from rookery.config.base import OneOf, StrictModel
 from rookery.config.suggest import did_you_mean
 from rookery.optim.config import OptimizerConfig
-from rookery.parallel.config import ParallelConfig
+from rookery.parallel.config import ParallelConfig, lanes_refusal
 from rookery.storage.location import LocationField
-from rookery.tables.refusals import TableAsked, TablesAsked, table_refusals
+from rookery.tables.refusals import TableAsked, TablesAsked, WorldShape, table_refusals
 from rookery.train.config import RuntimeConfig, TrainingConfig
 from rookery.twhin.evaluation_config import EvaluationConfig
 from rookery.types import Side
@@ -252,6 +252,24 @@ def _data_problems(config: TwhinConfig) -> list[str]:
             "global_negatives to all and mask_known_positives to false, or order to edges"
         )
     return problems
+
+
+def world_refusals(config: TwhinConfig, shape: WorldShape) -> list[str]:
+    """What a world of this shape cannot do of a configuration."""
+    problems = table_refusals(tables_asked(config), shape)
+    if config.train_data.order == "queries" and shape.world_size > 1:
+        problems.append(
+            f"train_data.order=queries: it holds all edges in one process, of which there are {shape.world_size}; "
+            "set it to edges"
+        )
+    return problems
+
+
+def first_start_refusals(config: TwhinConfig, shape: WorldShape) -> list[str]:
+    """The same of a run that begins in this world: its lanes and its batch stay."""
+    batch_size = config.train_data.per_replica_batch_size * shape.world_size
+    lanes = lanes_refusal(batch_size, config.parallel.num_lanes or shape.world_size, shape.world_size)
+    return [*world_refusals(config, shape), *([] if lanes is None else [lanes])]
 
 
 def tables_asked(config: TwhinConfig) -> TablesAsked:

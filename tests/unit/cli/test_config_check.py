@@ -20,6 +20,11 @@ train_data: {data_root: edges}
 TORCHREC = ["--set", "model.embeddings.backend=torchrec"]
 TABLE = "model.embeddings.tables.user"
 
+QUERIES = [
+    *["--set", "train_data={data_root: edges, order: queries, global_negatives: all, in_batch_negatives: 0}"],
+    *["--set", "model.loss={softmax: {log_q: false}}"],
+]
+
 
 def torchrec(**fields: str) -> list[str]:
     """Flags that set the back end and fields of the only table."""
@@ -47,6 +52,39 @@ def torchrec(**fields: str) -> list[str]:
             ["--set", "parallel.sharding.tables={nosuch: data_parallel}"],
             2,
             "parallel.sharding.tables.nosuch: there is no such table; the tables are user",
+        ),
+        (["--processes", "4"], 0, "a configuration for rookery twhin train, for 4 processes"),
+        ([*TORCHREC, "--processes", "5"], 0, "train, for 5 processes"),  # of 10 rows two each
+        (
+            [*TORCHREC, "--processes", "7"],
+            2,
+            "parallel.sharding.default=row_wise: table user: 10 rows in blocks of 2 are 5 blocks, too few for 7",
+        ),
+        (
+            [*torchrec(embedding_dim="8"), "--set", "parallel.sharding.tables.user=column_wise", "--processes", "3"],
+            2,
+            "parallel.sharding.tables.user=column_wise: embedding_dim=8 does not divide into multiples of 4 over 3",
+        ),
+        (
+            [*TORCHREC, "--set", "parallel.sharding.default=table_row_wise", "--processes", "14", "--per-machine", "7"],
+            2,
+            "10 rows in blocks of 2 are 5 blocks, too few for 7",
+        ),
+        (
+            [*TORCHREC, "--set", "parallel.sharding.default=table_row_wise", "--processes", "4", "--per-machine", "3"],
+            2,
+            "machines need equally many processes, not 3 of 4",
+        ),
+        (
+            [*QUERIES, "--processes", "2"],
+            2,
+            "train_data.order=queries: it holds all edges in one process, of which there are 2; set it to edges",
+        ),
+        (["--set", "parallel.num_lanes=3", "--processes", "4"], 2, "num_lanes=3: fewer than the 4 ranks that share"),
+        (
+            ["--set", "train_data.per_replica_batch_size=2", "--set", "parallel.num_lanes=9", "--processes", "4"],
+            2,
+            "batch_size=8: fewer rows than the 9 lanes",
         ),
     ],
 )
