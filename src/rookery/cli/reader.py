@@ -90,12 +90,16 @@ def _certificate(cert: Path | None, key: Path | None) -> tuple[bytes, bytes] | N
         return None
     if cert is None or key is None:
         raise ConfigError("--tls-cert and --tls-key: give both, or neither")
-    try:
-        pair = cert.read_bytes(), key.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--tls-cert, --tls-key: cannot be read ({error})") from error
+    pair = _read("--tls-cert", cert), _read("--tls-key", key)
     _require_pair(cert, key)
     return pair
+
+
+def _read(flag: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be read ({error.strerror}); name a file in PEM") from error
 
 
 def _require_pair(cert: Path, key: Path) -> None:

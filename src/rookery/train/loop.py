@@ -185,10 +185,12 @@ class _Loop(Generic[B]):
         except _NotFinite as error:
             self._run.checkpointer.wait()
             folder = keep_batches(self._job.stream, error.positions, self._step_number + 1, self._run)
-            raise TrainingError(
+            failure = TrainingError(
                 f"{error} The rows of that step are in {folder}; `rookery replay {self._run.save_dir}` tells what is "
                 "not finite."
-            ) from error
+            )
+            failure.is_told_elsewhere = not is_chief()
+            raise failure from error
 
     def save_start(self) -> None:
         """Write a checkpoint of what training begins with."""

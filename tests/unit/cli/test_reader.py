@@ -17,7 +17,7 @@ from rookery.cli.output import run_command
         (["--listen", "127.0.0.1:70000"], "must be host:port"),
         (["--listen", "192.0.2.1:8815"], "--listen=192.0.2.1: others can reach this address; name a file with a token"),
         (["--tls-cert", "cert.pem"], "--tls-cert and --tls-key: give both, or neither"),
-        (["--tls-cert", "absent.pem", "--tls-key", "absent.pem"], "--tls-cert, --tls-key: cannot be read"),
+        (["--tls-cert", "absent.pem", "--tls-key", "absent.pem"], "--tls-cert absent.pem: cannot be read (No such"),
         ([], "absent.yaml: cannot be read"),
     ],
 )
