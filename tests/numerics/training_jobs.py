@@ -161,7 +161,7 @@ def torchrec_ranker_job(folder: Path) -> Job:
     """``ranker_job`` with sharded tables; the untouched run has local ones."""
     optimizers = TORCHREC_TABLES["ranker"]
     tables = [
-        {**table, "embedding_dim": TORCHREC_DIM, "optimizer": optimizers[table["name"]]}
+        {**table, "embedding_dim": TORCHREC_DIM, "dropout": 0.1, "optimizer": optimizers[table["name"]]}
         for table in planted_settings(folder, folder)["features"]["tables"]
     ]
     return ranker_job(folder, features__tables=tables).in_torchrec(TORCHREC_KINDS["ranker"])
@@ -193,8 +193,8 @@ def twhin_job(folder: Path, changes: Mapping[str, Any] | None = None) -> Job:
 
 
 def ranker_job(folder: Path, num_steps: int = 48, **changes: Any) -> Job:
-    """Tables of every kind, joined vectors, batch normalisation, down-sampling, learned task weights, averaged weights;
-    1,800 rows in 21 row groups.
+    """Tables of every kind, joined vectors, batch normalisation, dropout, down-sampling, learned task weights, averaged
+    weights; 1,800 rows in 21 row groups.
     """
     log = planted_log()
     write_log(folder / "log", log, num_files=3, row_group_rows=90)
@@ -213,7 +213,7 @@ def ranker_job(folder: Path, num_steps: int = 48, **changes: Any) -> Job:
         train_data__buffer_rows=500,
         preprocess__downsample_negatives={"batch_multiplier": 3, "engagements_list": ["like", "share"]},
         model__featurization_config={"log1p_abs_config": {}},
-        model__position_debias_config__drop_probability=0.0,
+        model__backbone={"mlp_config": {"layer_sizes": [16, 16], "dropout": {"rate": 0.2}}},
         loss={"grad_norm": {}},
         optimizer__average={"decay": 0.9},
         optimizer__single_task_learning_rate={"linear_ramp_to_cosine": ramp},
