@@ -35,8 +35,9 @@ def check(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of the file.")
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", metavar="N", min=1, help="Will N processes be able to begin a run of it?")
-    ] = 1,
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, help="Will N processes be able to begin a run of it?"),
+    ] = None,
     per_machine: Annotated[
         int | None,
         typer.Option("--per-machine", metavar="N", min=1, help="Of the processes, those of a machine; else all."),
@@ -52,11 +53,16 @@ def check(
 
     job = job_of(config)
     model, other = schema_of(job)
-    shape = WorldShape(processes, min(per_machine or processes, processes))
-    problems = first_start_refusals(load_config(model, config, overrides or (), (), other), shape)
-    if problems:
-        raise ConfigError("\n".join(f"{config}: {problem}" for problem in problems))
-    by = "" if processes == 1 else f", for {processes} processes"
+    loaded = load_config(model, config, overrides or (), (), other)
+    if processes is None and per_machine is not None:
+        raise ConfigError(f"--per-machine={per_machine}: of how many in all? give --processes too")
+    by = ""
+    if processes is not None:
+        shape = WorldShape(processes, min(per_machine or processes, processes))
+        problems = first_start_refusals(loaded, shape)
+        if problems:
+            raise ConfigError("\n".join(f"{config}: {problem}" for problem in problems))
+        by = f", for {processes} processes" if processes > 1 else ", for one process"
     typer.echo(f"{config}: a configuration for rookery {job.value} train{by}")
 
 

@@ -92,7 +92,7 @@ def _draw(kept: Tensor, generator: torch.Generator | None, probability: float) -
     """Set each element to 1 with ``probability``, else to 0.
 
     By comparing random bits with it: on a CPU that takes a third of the time of ``bernoulli_``, which makes dropout
-    twice as fast as ``nn.Dropout`` (``benchmarks/dropout.py``).
+    of many elements twice as fast as ``nn.Dropout`` (``benchmarks/dropout.py``).
     """
     bits = torch.empty((kept.numel() + 1) // 2, dtype=torch.int64, device=kept.device)
     bits.random_(-(2**63), None, generator=generator)

@@ -26,7 +26,7 @@ from rookery.checkpoint.layout import PREFIX, checkpoint_steps, listed
 from rookery.data.row_groups import list_row_groups, read_rows
 from rookery.data.stream import BatchStream, Columns, StreamPosition
 from rookery.errors import DataError, RunNotFound
-from rookery.parallel.world import rank
+from rookery.parallel.world import on_all, rank
 from rookery.storage.disk import force_to_disk
 from rookery.train.run import Run
 
@@ -124,22 +124,11 @@ class Replay:
 def keep_batches(stream: BatchStream, positions: Sequence[StreamPosition], step: int, run: Run) -> Path:
     """Read the batches behind which ``positions`` stand once more and write this process's rows of them.
 
-    The stream is elsewhere afterwards. Returns the folder.
+    The stream is elsewhere afterwards. Returns the folder, once all processes have written theirs: torchrun ends the
+    others, and what they are writing, as soon as one has ended.
     """
     folder = run.save_dir / FOLDER / f"{PREFIX}{step:09d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, position in enumerate(positions):
-        stream.seek(replace(position, num_batches=position.num_batches - 1))
-        columns = next(stream)
-        note = _Note(
-            position=position.to_json(),
-            lanes=tuple(zip(stream.lanes, stream.lane_rows(position), strict=True)),
-            total_rows=stream.total_rows(position),
-            batches_per_epoch=stream.batches_per_epoch,
-        )
-        _write(columns, note, folder / f"rank-{rank()}-{number}.parquet")
-    write_atomically(folder / "positions.json", json.dumps([position.to_json() for position in positions]))
-    write_atomically(folder / "config.yaml", run.config_yaml)
+    on_all(lambda: _keep(stream, positions, folder, run.config_yaml))
     return folder
 
 
@@ -209,6 +198,22 @@ def find_rows(kind: str, name: str, values: Tensor, rows: Sequence[int], kept: K
     wrong = is_wrong.nonzero().squeeze(1).tolist()
     first = tuple(kept.place(rows[row]) for row in wrong[:PLACES_SHOWN])
     return Finding(kind, name, len(wrong), len(values), first) if wrong else None
+
+
+def _keep(stream: BatchStream, positions: Sequence[StreamPosition], folder: Path, config_yaml: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, position in enumerate(positions):
+        stream.seek(replace(position, num_batches=position.num_batches - 1))
+        columns = next(stream)
+        note = _Note(
+            position=position.to_json(),
+            lanes=tuple(zip(stream.lanes, stream.lane_rows(position), strict=True)),
+            total_rows=stream.total_rows(position),
+            batches_per_epoch=stream.batches_per_epoch,
+        )
+        _write(columns, note, folder / f"rank-{rank()}-{number}.parquet")
+    write_atomically(folder / "positions.json", json.dumps([position.to_json() for position in positions]))
+    write_atomically(folder / "config.yaml", config_yaml)
 
 
 def _write(columns: Mapping[str, Tensor], note: _Note, file: Path) -> None:

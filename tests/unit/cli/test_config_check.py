@@ -20,6 +20,7 @@ train_data: {data_root: edges}
 TORCHREC = ["--set", "model.embeddings.backend=torchrec"]
 TABLE = "model.embeddings.tables.user"
 
+FEW_EACH = ["--set", "train_data.per_replica_batch_size=4", "--set", "parallel.num_lanes=9"]
 QUERIES = [
     *["--set", "train_data={data_root: edges, order: queries, global_negatives: all, in_batch_negatives: 0}"],
     *["--set", "model.loss={softmax: {log_q: false}}"],
@@ -54,6 +55,11 @@ def torchrec(**fields: str) -> list[str]:
             "parallel.sharding.tables.nosuch: there is no such table; the tables are user",
         ),
         (["--processes", "4"], 0, "a configuration for rookery twhin train, for 4 processes"),
+        (["--per-machine", "4"], 2, "--per-machine=4: of how many in all? give --processes too"),
+        # A file for several processes is none for one, but as it stands it is in order.
+        (FEW_EACH, 0, "a configuration for rookery twhin train\n"),
+        ([*FEW_EACH, "--processes", "1"], 2, "batch_size=4: fewer rows than the 9 lanes"),
+        ([*FEW_EACH, "--processes", "3"], 0, "train, for 3 processes"),
         ([*TORCHREC, "--processes", "5"], 0, "train, for 5 processes"),  # of 10 rows two each
         (
             [*TORCHREC, "--processes", "7"],
