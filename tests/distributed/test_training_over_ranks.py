@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from small_graph import log_lines, planted_splits, write_graph
 from trained_over_ranks import OPTIMIZERS, require_same_calibrations, tensors, train_on_graph, train_on_log
 
 from rookery.data.graph import Graph
+from rookery.errors import TrainingError
+from rookery.parallel.world import leave_world, rank
 from rookery.ranker.batch import RankerFeatures
 from rookery.ranker.evaluation import evaluate as evaluate_ranker
 from rookery.ranker.model import RankerModel
@@ -179,3 +182,31 @@ def test_processes_fit_exactly_the_calibration_of_one(impressions: tuple[Path, P
         if size == 1:
             (total,) = counts
         assert sum(counts) == total > 200
+
+
+class Left(Exception):
+    """A process is gone, as far as the others can tell."""
+
+
+def leave_in_the_calibration(log: Path, vectors: Path, run: Path) -> str:
+    """Rank 1 leaves when it should predict for the calibration; what the other one says."""
+    if rank() == 1:
+
+        def leave(model: RankerModel, features: RankerFeatures) -> torch.Tensor:
+            leave_world()
+            raise Left
+
+        RankerModel.unsampled_logits = leave
+    try:
+        train_on_log(log, vectors, run, {"training__num_train_steps": 20})
+    except (Left, TrainingError) as error:
+        return str(error)
+    raise AssertionError("nobody was missed")
+
+
+def test_a_process_that_is_lost_in_the_calibration_is_named(impressions: tuple[Path, Path], tmp_path: Path) -> None:
+    said, _ = run_ranks(2, leave_in_the_calibration, *impressions, tmp_path / "run")
+    assert re.search(r"rank 0 waited in vain for the others in (all_)?gather", said), said
+    assert re.search("rank 0: in the calibration of step 20 for", said), said
+    assert re.search("rank 1: (has ended, in|silent for .*, last heard of in) the calibration of step 20", said), said
+    assert not (tmp_path / "run" / "calibration").exists()

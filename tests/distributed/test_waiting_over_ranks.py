@@ -27,7 +27,7 @@ BEAT_S = 0.2
 def one_silent_one_ended() -> tuple[str, float]:
     """Rank 1 says nothing any more, rank 2 ends, rank 3 goes on; rank 0 asks 12 beats later."""
     heartbeats._BEAT_S = BEAT_S
-    heartbeat = Heartbeat()
+    heartbeat = Heartbeat("training")
     with heartbeat:
         heartbeat.enter(40 + rank(), "forward")
         time.sleep(3 * BEAT_S)

@@ -58,7 +58,9 @@ def check(
         raise ConfigError(f"--per-machine={per_machine}: of how many in all? give --processes too")
     by = ""
     if processes is not None:
-        shape = WorldShape(processes, min(per_machine or processes, processes))
+        if per_machine is not None and per_machine > processes:
+            raise ConfigError(f"--per-machine={per_machine}: more than --processes={processes} in all")
+        shape = WorldShape(processes, per_machine or processes)
         problems = first_start_refusals(loaded, shape)
         if problems:
             raise ConfigError("\n".join(f"{config}: {problem}" for problem in problems))

@@ -42,6 +42,8 @@ class Dropout(nn.Module):
 
     def kept(self, like: Tensor) -> Tensor:
         """1 for what is kept of ``like [batch, *]``, else 0; of its type."""
+        if not self.rate:
+            return torch.ones_like(like)
         draws = self.draws
         if draws is not None:
             return _kept(like, draws.seeds, draws.rows, self.number, 1 - self.rate)  # type: ignore[no-any-return]

@@ -41,10 +41,11 @@ class Place:
 class Heartbeat:
     """Publishes what ``enter`` was told once a second, in a thread, in the store that the processes met in.
 
-    In a world of one process it does nothing.
+    ``work`` is what all of them do meanwhile, each once in a start. In a world of one process it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, work: str) -> None:
+        self._work = work
         self._is_alone = world_size() == 1
         self._step, self._part, self._since = 0, "start", time.monotonic()
         self._beats = self._chief_beats = 0
@@ -133,13 +134,17 @@ class Heartbeat:
         self._beats += 1
         seconds = time.monotonic() - self._since
         place = Place(self._step, self._part, seconds, self._beats, self._chief_beats, has_ended)
-        self._store.set(_key(rank()), json.dumps(asdict(place)))
+        self._store.set(self._key(rank()), json.dumps(asdict(place)))
 
     def _place_of(self, number: int) -> Place | None:
         try:
-            return Place(**json.loads(self._store.get(_key(number))))
+            return Place(**json.loads(self._store.get(self._key(number))))
         except RuntimeError:  # it does not answer, or that process never said anything
             return None
+
+    def _key(self, number: int) -> str:
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"rookery/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{restart}/{self._work}/{number}"
 
 
 def _store() -> Any:
@@ -150,8 +155,3 @@ def _store() -> Any:
         is_master=False,
         timeout=timedelta(seconds=_ASK_S),
     )
-
-
-def _key(number: int) -> str:
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return f"rookery/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{restart}/{number}"

@@ -143,6 +143,15 @@ def gather_objects(mine: T) -> list[T]:
     return gathered
 
 
+def gather_on_chief(mine: T) -> list[T] | None:
+    """What each process gives, by rank, on the chief; None on the others. It is pickled: as ``gather_objects``."""
+    if world_size() == 1:
+        return [mine]
+    gathered: list[Any] | None = [None] * world_size() if is_chief() else None
+    dist.gather_object(mine, gathered, dst=CHIEF)
+    return gathered
+
+
 def share_object(mine: T, sender: int = CHIEF) -> T:
     """What one process gives, by default the chief, on all of them. It is pickled: for processes of one run alone."""
     if world_size() == 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,16 @@ from torch import Tensor
 from rookery.checkpoint.files import write_atomically
 from rookery.errors import DataError
 from rookery.nn.calibration import CalibrationMap, fit_platt
-from rookery.parallel.world import gather_objects, is_chief, on_all, on_chief, share_object
+from rookery.parallel.world import gather_on_chief, is_chief, on_all, on_chief, share_object
 from rookery.ranker.config import RankerConfig
 from rookery.ranker.model import RankerModel
 from rookery.ranker.partition import evaluation_batches
 from rookery.ranker.preprocess import Preprocessor
 
 logger = logging.getLogger(__name__)
+
+_Predictions = tuple[Tensor, Tensor, Tensor]
+"""Logits, labels and weights of a batch, each ``[rows, tasks]``."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,16 @@ def fit_calibration(step: int, config: RankerConfig, model: RankerModel, preproc
     assert config.calibration is not None
     partition = config.calibration.partition
     mine = on_all(lambda: _predictions(config, partition, model, preprocessor))
-    parts = [part for of_process in gather_objects(mine) for part in of_process]
-    logits, labels, weights = (torch.cat(column) for column in zip(*parts, strict=True))
-    fitted = share_object(_fit(step, config, logits, labels, weights) if is_chief() else None)
+    parts = gather_on_chief(mine)
+    fitted = share_object(None if parts is None else _fit(step, config, [part for each in parts for part in each]))
     assert fitted is not None
     return fitted
 
 
-def _fit(step: int, config: RankerConfig, logits: Tensor, labels: Tensor, weights: Tensor) -> Calibration:
-    """Each ``[rows, tasks]``."""
+def _fit(step: int, config: RankerConfig, parts: Sequence[_Predictions]) -> Calibration:
     assert config.calibration is not None
     partition, method = config.calibration.partition, config.calibration.method
+    logits, labels, weights = (torch.cat(column) for column in zip(*parts, strict=True))
     maps = {
         task: fit_platt(logits[:, index], labels[:, index], weights[:, index], method)
         for index, task in enumerate(config.tasks)
@@ -118,8 +120,8 @@ def _warn_of_lesser_maps(maps: Mapping[str, CalibrationMap], partition: str, met
 @torch.no_grad()
 def _predictions(
     config: RankerConfig, partition: str, model: RankerModel, preprocessor: Preprocessor
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Logits, labels and weights, each ``[rows, tasks]``, of the batches of a partition that are this process's."""
+) -> list[_Predictions]:
+    """Of the batches of a partition that are this process's."""
     model.eval()
     parts = []
     for batch in evaluation_batches(config, config.validation_data[partition], preprocessor, model.device):

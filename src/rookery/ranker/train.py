@@ -11,6 +11,7 @@ from rookery.checkpoint.checkpointer import load_checkpoint
 from rookery.checkpoint.fetch import local_copy
 from rookery.checkpoint.layout import best_step, checkpoint_steps
 from rookery.config.loader import dump_config, load_config
+from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import is_chief, join_world, losses_told, on_all, on_chief, share_object
 from rookery.ranker.batch import RankerBatch
 from rookery.ranker.build import build_job, build_model, build_preprocessor, check_backend
@@ -30,6 +31,7 @@ from rookery.train.run import Run, go_on_from_published, open_run, publish_rest
 from rookery.train.runtime import choose_device, prepare_runtime
 from rookery.train.sinks import MetricSink
 from rookery.train.state import check_fit
+from rookery.train.waiting import told_of_others
 
 # Fields that give the numbers of a checkpoint another meaning; of the free ones a change matters to nobody.
 _MEANING = ("order of tasks", "features.", "preprocess.", "labels.", "keys.", "model.", "runtime.seed", "train_data.")
@@ -57,7 +59,7 @@ def train_ranker(config: RankerConfig, *, debug: bool = False, sinks: Sequence[M
         watched = replace(run, sinks=(*run.sinks, *sinks))
         result = train(job, watched, config.training, config.runtime, debug=debug)
     if result.reason != "interrupted":  # who sent the signal waits for the end; it is fitted when the run is loaded
-        _calibrate(config)
+        _calibrate(config, result.step)
     if is_chief():
         publish_rest(config.training)
     return result
@@ -161,11 +163,14 @@ def _described(config: RankerConfig) -> dict[str, object]:
     return {**config.model_dump(mode="json"), "order of tasks": ", ".join(config.tasks)}
 
 
-def _calibrate(config: RankerConfig) -> None:
+def _calibrate(config: RankerConfig, last_step: int) -> None:
     """Fit the calibration of the checkpoints that are used: the best one and the newest."""
     if config.calibration is None:
         return
-    save_dir = config.training.save_dir
-    steps = share_object({checkpoint_steps(save_dir)[-1], best_step(save_dir)} if is_chief() else set())
-    for step in sorted(step for step in steps if step is not None):
-        load_run(save_dir, step)
+    save_dir, heartbeat = config.training.save_dir, Heartbeat("calibration")
+    heartbeat.enter(last_step, "the calibration")
+    with told_of_others(heartbeat):
+        found = on_all(lambda: {checkpoint_steps(save_dir)[-1], best_step(save_dir)} if is_chief() else set())
+        for step in sorted(step for step in share_object(found) if step is not None):
+            heartbeat.enter(step, "the calibration")
+            load_run(save_dir, step)

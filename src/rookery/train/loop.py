@@ -17,13 +17,11 @@ from rookery.checkpoint.files import State
 from rookery.data.prefetch import Batches, Prefetcher, Prepared, Unprefetched, prepare
 from rookery.data.stream import StreamPosition
 from rookery.errors import PeerFailed, TrainingError, UserError
-from rookery.parallel.collectives import failed_collective
 from rookery.parallel.gradients import SummedGradients
 from rookery.parallel.heartbeat import Heartbeat
 from rookery.parallel.world import (
     Abandoned,
     gather_objects,
-    is_broken_message,
     is_chief,
     rank,
     share_object,
@@ -42,6 +40,7 @@ from rookery.train.replay import keep_batches
 from rookery.train.run import Run
 from rookery.train.state import check_fit
 from rookery.train.supply import Collection, Supplied
+from rookery.train.waiting import told_of_others, waited_in_vain
 
 Reason = Literal["finished", "early_stopping", "interrupted"]
 
@@ -109,7 +108,7 @@ class _Loop(Generic[B]):
         self._num_examples = 0
         self._loss: float | None = None
         self._interrupt = Interrupt()
-        self._heartbeat = Heartbeat()
+        self._heartbeat = Heartbeat("training")
         self._under_way: list[StreamPosition] = []
         self._agreed_signal: str | None = None
         # Of the latest step, for the debug loop alone.
@@ -144,7 +143,7 @@ class _Loop(Generic[B]):
     def run(self) -> TrainingResult:
         reason = self._reason()
         if reason is None:
-            with _told_of_others(self._heartbeat), self._replayable(), ExitStack() as stack:
+            with told_of_others(self._heartbeat), self._replayable(), ExitStack() as stack:
                 stack.enter_context(self._interrupt)
                 stack.enter_context(self._run.recording(self._step_number))
                 self._run.checkpointer.reserve(self._tensors())
@@ -252,7 +251,7 @@ class _Loop(Generic[B]):
     def _granted(self, supplied: Supplied[B]) -> list[Prepared[B]]:
         """The micro-batches; where one process gets none all end, with a checkpoint if its readers are gone."""
         if supplied.supply is Supply.OVERDUE:
-            raise _waited_in_vain(self._heartbeat, "some process's data do not come")
+            raise waited_in_vain(self._heartbeat, "some process's data do not come")
         if supplied.supply is Supply.CUT_OFF:
             self._save()
             self._run.checkpointer.wait()
@@ -456,28 +455,6 @@ class _NotFinite(Exception):
     def __init__(self, positions: Sequence[StreamPosition], message: str) -> None:
         super().__init__(message)
         self.positions = positions
-
-
-@contextmanager
-def _told_of_others(heartbeat: Heartbeat) -> Iterator[None]:
-    """Where a message between processes fails, say where each of them is."""
-    with heartbeat:
-        try:
-            yield
-        except (RuntimeError, PeerFailed) as error:
-            cause = error.__cause__ if isinstance(error, PeerFailed) else error
-            if world_size() == 1 or not isinstance(cause, RuntimeError) or not is_broken_message(cause):
-                raise
-            raise _waited_in_vain(heartbeat, str(cause).splitlines()[0], failed_collective(cause)) from error
-
-
-def _waited_in_vain(heartbeat: Heartbeat, problem: str, collective: str | None = None) -> TrainingError:
-    told = "" if collective is None else f" in {collective}"
-    return TrainingError(
-        f"rank {rank()} waited in vain for the others{told}: {problem}\n{heartbeat.whereabouts()}\n"
-        "the newest checkpoint is whole: start the run again. Of a process that hangs, py-spy dump --pid PID "
-        "shows the line; where it was only slow, raise parallel.timeout_s"
-    )
 
 
 def _total(means: dict[str, float], num_examples: int) -> tuple[dict[str, float], int]:
