@@ -314,8 +314,12 @@ def _generator(*key: int) -> torch.Generator:
     numbers = list(key)
     while len(numbers) > 2 and not numbers[-1]:
         numbers.pop()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(mixed_seed(*numbers))
+
+
+def mixed_seed(*key: int) -> int:
+    """64 bits that depend on every number of ``key``, and look unrelated where keys are alike."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def _take(columns: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

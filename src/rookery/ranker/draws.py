@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
+from rookery.data.lanes import mixed_seed
 from rookery.data.stream import StreamPosition
 from rookery.nn.dropout import as_draws
 from rookery.ranker.batch import RankerBatch
@@ -16,6 +15,5 @@ def with_draws(batch: RankerBatch, position: StreamPosition) -> RankerBatch:
     the batch in the stream and the lane, so that they do not depend on which process has it, nor on what went before.
     """
     # The 2 keeps the draw apart from that of the down-sampling, and from the stream's own.
-    keys = [(position.seed, position.epoch, position.num_batches, 2, lane) for lane in batch.lanes]
-    seeds = [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) for key in keys]
+    seeds = [mixed_seed(position.seed, position.epoch, position.num_batches, 2, lane) for lane in batch.lanes]
     return replace(batch, draws=as_draws(seeds, list(batch.lanes.values())))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rookery.data.columns import ColumnRequest
 from rookery.data.ids import MISSING_ID
+from rookery.data.lanes import mixed_seed
 from rookery.data.stream import StreamPosition
 from rookery.ranker.columns import ColumnPlan, id_request, label_column, read_labels
 from rookery.ranker.config import RankerConfig
@@ -159,8 +159,7 @@ def _num_wanted(config: DownsampleNegatives, num_rows: int, num_engaged: int) ->
 def _generator(position: StreamPosition, lane: int) -> torch.Generator:
     # The 1 keeps the draw apart from the stream's own, whose keys are shorter.
     key = (position.seed, position.epoch, position.num_batches, 1, *([lane] if lane else []))
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(mixed_seed(*key))
 
 
 def _is_no_label(values: Tensor) -> Tensor:
